@@ -1,0 +1,167 @@
+"""The one door to jax, torch and tensorflow: which backend Keras runs on, and what differs between them.
+
+Keras reads KERAS_BACKEND once, when it is first imported. `select` therefore runs before anything that imports Keras,
+and itself imports neither Keras nor a backend.
+"""
+
+import contextlib
+import importlib.util
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from keras_mtp.errors import UserError
+
+BACKENDS = ("jax", "tensorflow", "torch")  # in the order of preference where nobody chose
+
+
+def select(name: str | None = None) -> str:
+    """Decides the backend and sets the environment that Keras and the backend read when they are imported.
+
+    Args:
+        name: one of `BACKENDS`; None means KERAS_BACKEND, else the first that is installed.
+
+    Returns:
+        The backend's name.
+
+    Raises:
+        UserError: unknown, not installed, or Keras already runs on another one.
+    """
+    name, origin = (name, "--backend") if name else (os.environ.get("KERAS_BACKEND"), "KERAS_BACKEND")
+    name = name or _first_installed()
+    if name not in BACKENDS:
+        raise UserError(f"`{origin}` must be one of {', '.join(BACKENDS)}. Received: {origin}={name}.")
+    if importlib.util.find_spec(name) is None:
+        raise UserError(f'The backend {name} is not installed. Run: pip install "keras_mtp[{name}]"')
+    if "keras" in sys.modules and (running := sys.modules["keras"].backend.backend()) != name:
+        raise UserError(
+            f"Keras already runs on {running} and cannot change to {name}. Set KERAS_BACKEND={name}, or choose the "
+            "backend, before Keras is imported."
+        )
+    os.environ["KERAS_BACKEND"] = name
+    _set_defaults(name)
+    return name
+
+
+@contextlib.contextmanager
+def quiet_imports() -> Iterator[None]:
+    """Keeps TensorFlow's greetings out of a first import of Keras; everything else on standard error gets through.
+
+    TensorFlow 2.21 logs before its logging is set up, so that TF_CPP_MIN_LOG_LEVEL does not reach these lines.
+    """
+    with tempfile.TemporaryFile() as said:
+        stderr = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            said.seek(0)
+            for line in said:
+                if not line.startswith(
+                    (b"I0000 ", b"WARNING: All log messages before absl::InitializeLog()")
+                ):
+                    os.write(2, line)
+
+
+def _first_installed() -> str:
+    for name in BACKENDS:
+        if importlib.util.find_spec(name) is not None:
+            return name
+    raise UserError(
+        'No backend is installed. Run: pip install "keras_mtp[jax]" (or [tensorflow], or [torch]).'
+    )
+
+
+def _set_defaults(name: str) -> None:
+    """Environment defaults; whatever the user has set stays."""
+    defaults = {"TF_CPP_MIN_LOG_LEVEL": "2"}  # keras-hub may import TensorFlow on any backend
+    if name == "torch":
+        # Threads that spin while they wait make a step take six times as long when the machine is busy.
+        defaults["OMP_WAIT_POLICY"] = "PASSIVE"
+    if name == "jax":
+        defaults["JAX_COMPILATION_CACHE_DIR"] = str(_cache_folder() / "jax")
+        defaults["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1"
+    for key, value in defaults.items():
+        os.environ.setdefault(key, value)
+
+
+def _cache_folder() -> Path:
+    if sys.platform == "win32":
+        parent = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
+    elif sys.platform == "darwin":
+        parent = "~/Library/Caches"
+    else:
+        parent = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.path.expanduser(parent)) / "keras_mtp"
+
+
+# What follows needs Keras, and therefore comes after `select`.
+
+
+def compiled(function: Callable, variables: Sequence) -> Callable:
+    """`function` as the backend runs it fastest without gradients: jitted by JAX, traced by TensorFlow, plain in torch.
+
+    Args:
+        function: takes nested structures of tensors; reads Keras variables, changes none.
+        variables: every Keras variable it reads. JAX takes their values as arguments: closed over, the weights would be
+            constants of the program, copied into it and never updated.
+
+    Returns:
+        A function of the same arguments (NumPy arrays are welcome) that sees the variables as they are at each call.
+    """
+    import keras
+
+    name = keras.config.backend()
+    if name == "jax":
+        return _jax_compiled(function, variables)
+    if name == "tensorflow":
+        import tensorflow as tf
+
+        traced = tf.function(function, autograph=False)
+        return lambda *arguments: traced(*keras.tree.map_structure(tf.convert_to_tensor, arguments))
+    import torch
+
+    def without_gradients(*arguments):
+        with torch.no_grad():
+            return function(*keras.tree.map_structure(keras.ops.convert_to_tensor, arguments))
+
+    return without_gradients
+
+
+def _jax_compiled(function: Callable, variables: Sequence) -> Callable:
+    import jax
+    import keras
+
+    variables = list({id(v): v for v in variables}.values())
+
+    @jax.jit
+    def stateless(values, *arguments):
+        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+            return function(*arguments)
+
+    return lambda *arguments: stateless([v.value for v in variables], *arguments)
+
+
+def fit_input(batches):
+    """A `PyDataset` of (ids, targets, weights) as `Model.fit` should get it.
+
+    TensorFlow: Keras 3.15 fixes the tensor shapes after the first two batches (keras/src/trainers/data_adapters/
+    py_dataset_adapter.py, NUM_BATCHES_FOR_TENSOR_SPEC), and a third of another length fails. So it gets a
+    `tf.data.Dataset` with free lengths; test_training.py::test_upstream_still_fixes_shapes fails once that is right.
+    """
+    import keras
+
+    if keras.config.backend() != "tensorflow":
+        return batches
+    import tensorflow as tf
+
+    signature = keras.tree.map_structure(
+        lambda array: tf.TensorSpec((None,) * array.ndim, array.dtype), batches[0]
+    )
+    dataset = tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=signature)
+    return dataset.apply(tf.data.experimental.assert_cardinality(batches.num_batches)).prefetch(2)

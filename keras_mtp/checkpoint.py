@@ -1,0 +1,176 @@
+"""What was trained, in one folder: safetensors and JSON, written whole or not at all, checked when read.
+
+    checkpoint/
+      trained.safetensors     prefix and heads (and whatever else was trained), by names that no backend decides
+      optimizer.safetensors   the optimizer of the joint stage
+      checkpoint.json         format, base model and its hash, steps done, SHA-256 of the two files
+
+The base model is not in it, only its name and hash: megabytes, not gigabytes. Weights are neutral: a checkpoint written
+on one backend is read on the others.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from keras_mtp.errors import UserError
+from keras_mtp.models.backbone import BaseInfo
+
+if TYPE_CHECKING:
+    import keras
+
+    from keras_mtp.models.mtp_causal_lm import MTPCausalLM
+
+FORMAT = 1
+TRAINED, OPTIMIZER, MANIFEST = "trained.safetensors", "optimizer.safetensors", "checkpoint.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What `checkpoint.json` holds, and nothing besides.
+
+    Args:
+        format: version of this layout.
+        base: name of the base model. base_sha256: hash of its file.
+        steps: joint optimizer steps done.
+        files: SHA-256 by file name.
+    """
+
+    format: int
+    base: str
+    base_sha256: str
+    steps: int
+    files: dict[str, str]
+
+
+def save(
+    folder: Path,
+    model: "MTPCausalLM",
+    optimizer_variables: Iterable["keras.Variable"],
+    *,
+    base: BaseInfo,
+    steps: int,
+) -> None:
+    """Writes a checkpoint beside `folder` and renames it into place.
+
+    Args:
+        model: its prefix and heads are kept, and what is trainable of its backbone.
+        optimizer_variables: state of the joint stage's optimizer.
+        base: the model that was fine-tuned. steps: joint optimizer steps done.
+    """
+    temporary = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_file(_arrays(trained_variables(model)), temporary / TRAINED)
+    save_file(_arrays({f"{i:04d}": v for i, v in enumerate(optimizer_variables)}), temporary / OPTIMIZER)
+    manifest = Manifest(
+        format=FORMAT,
+        base=base.name,
+        base_sha256=base.sha256,
+        steps=steps,
+        files={name: _sha256(temporary / name) for name in (TRAINED, OPTIMIZER)},
+    )
+    (temporary / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
+    for path in (*temporary.iterdir(), temporary):
+        _sync(path)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
+    _sync(folder.parent)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Reads `checkpoint.json` and checks the files it names.
+
+    Raises:
+        UserError: no checkpoint there, not one of ours, or a file that is missing or damaged.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(f"No finished checkpoint in {folder}. Give the folder of a run that has ended.")
+    try:
+        manifest = Manifest(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged or not written by keras_mtp: {error}") from error
+    if manifest.format != FORMAT:
+        raise UserError(
+            f"{path} has format {manifest.format}; this version of keras_mtp reads format {FORMAT}."
+        )
+    for name in (TRAINED, OPTIMIZER):
+        file = folder / name
+        if not file.is_file() or _sha256(file) != manifest.files.get(name):
+            raise UserError(f"{file} is missing or damaged: its SHA-256 is not the one in {MANIFEST}.")
+    return manifest
+
+
+def restore(folder: Path, model: "MTPCausalLM", *, base: BaseInfo) -> Manifest:
+    """Puts a checkpoint's weights into a model built from the same recipe.
+
+    Raises:
+        UserError: as `read_manifest`; another base model; tensors missing, surplus or of another shape.
+    """
+    manifest = read_manifest(folder)
+    if manifest.base_sha256 != base.sha256:
+        raise UserError(
+            f"The run in {folder.parent} belongs to another base model: {manifest.base} with SHA-256 "
+            f"{manifest.base_sha256[:12]}..., not {base.sha256[:12]}... Load the model it was trained on."
+        )
+    try:
+        arrays = load_file(folder / TRAINED)
+    except SafetensorError as error:
+        raise UserError(f"{folder / TRAINED} cannot be read: {error}") from error
+    variables = trained_variables(model)
+    wrong = sorted(arrays.keys() ^ variables.keys())
+    wrong += [
+        n for n in sorted(arrays.keys() & variables.keys()) if arrays[n].shape != tuple(variables[n].shape)
+    ]
+    if wrong:
+        raise UserError(
+            f"{folder / TRAINED} does not fit the run's recipe: tensor {wrong[0]} (of {len(wrong)})."
+        )
+    for name, variable in variables.items():
+        variable.assign(arrays[name])
+    return manifest
+
+
+def trained_variables(model: "MTPCausalLM") -> dict[str, "keras.Variable"]:
+    """The variables that belong into a checkpoint, by names of our own.
+
+    Keras' paths start with a layer name that counts up over the process (`transformer_head_3/...`); these do not.
+    """
+    owners = {} if model.prefix_embedding is None else {"prefix": model.prefix_embedding}
+    owners |= dict(zip(model.head_names[1:], model.heads, strict=True))
+    named = {
+        f"{owner}/{variable.path.split('/', 1)[1]}": variable
+        for owner, layer in owners.items()
+        for variable in layer.variables
+    }
+    return named | {f"backbone/{v.path}": v for v in model.backbone.trainable_variables}
+
+
+def _arrays(variables: dict[str, "keras.Variable"]) -> dict[str, np.ndarray]:
+    from keras import ops
+
+    return {name: np.ascontiguousarray(ops.convert_to_numpy(v.value)) for name, v in variables.items()}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Makes sure that a file or folder survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,279 @@
+"""The command line: parses, calls one function, prints. Nothing here decides anything about training.
+
+The backend is chosen before anything imports Keras, so the modules that need it are imported inside the commands; that
+also lets `keras-mtp --help` answer at once. Results go to standard output, progress and errors to standard error.
+"""
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from keras_mtp import __version__, backend
+from keras_mtp.errors import UserError
+from keras_mtp.recipe import (
+    Recipe,
+    apply_overrides,
+    available_recipes,
+    documented_fields,
+    load_recipe,
+    updated,
+)
+
+
+class _Mistake(click.ClickException):
+    """A `UserError` as click shows it: one line on standard error."""
+
+    exit_code = 2
+
+
+class _Commands(click.Group):
+    """Shows a user's mistake as one line, with exit code 2, and ends an interrupted command with 130."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            raise _Mistake(" ".join(str(error).split())) from error
+        except KeyboardInterrupt:
+            click.echo("\nInterrupted.", err=True)
+            sys.exit(130)
+
+
+def _is_run(ctx: click.Context, parameter: click.Parameter, folder: Path) -> Path:
+    if not (folder / "recipe.toml").is_file():
+        raise UserError(f"`RUN` must be the folder of a run, such as runs/gsm8k-jax-... Received: {folder}")
+    return folder
+
+
+_backend = click.option(
+    "--backend",
+    "backend_name",
+    type=click.Choice(backend.BACKENDS),
+    help="What Keras runs on. Default: KERAS_BACKEND, else the first of these that is installed.",
+)
+_data = click.option(
+    "--data",
+    metavar="hub|builtin|DIR",
+    help="Where the examples come from: downloaded, generated here, or a folder with train.jsonl and test.jsonl.",
+)
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else.")
+_run_argument = click.argument("run", type=click.Path(path_type=Path), callback=_is_run)
+
+
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(__version__, prog_name="keras-mtp")
+def cli() -> None:
+    """Fine-tune a pretrained Llama with a prefix and heads that predict several tokens ahead.
+
+    \b
+    Start here:
+      keras-mtp recipes                          what can be run
+      keras-mtp recipe gsm8k --data builtin      run it; about 15 minutes on two CPU cores
+      keras-mtp generate RUN "PROMPT"            ask the model that came out of it
+    """
+
+
+@cli.command()
+@click.argument("name", metavar="NAME|PATH")
+@_backend
+@_data
+@click.option(
+    "--model", metavar="NAME|FILE", help="The model to start from: smollm2-135m, or a Llama's GGUF file."
+)
+@click.option(
+    "--run",
+    "folder",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Where to keep the run. Default: runs/NAME-BACKEND-TIME.",
+)
+@click.option(
+    "--set",
+    "assignments",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Change a field of the recipe, such as heads.count=2; may be given several times. "
+    "`keras-mtp recipes --fields` lists them.",
+)
+@click.option("--quiet", "-q", is_flag=True, help="No progress.")
+@_as_json
+def recipe(
+    name: str,
+    backend_name: str | None,
+    data: str | None,
+    model: str | None,
+    folder: Path | None,
+    assignments: tuple[str, ...],
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Train and judge a model as a recipe says.
+
+    NAME is one that `keras-mtp recipes` lists; PATH is a TOML file of your own. The run's folder gets the recipe as it
+    was run, the losses of every step, a checkpoint, a report and its curves.
+    """
+    options = {"data.source": data, "model.name": model}
+    chosen = updated(load_recipe(name), {key: value for key, value in options.items() if value is not None})
+    chosen = apply_overrides(chosen, assignments)
+    folder = _new_folder(folder, chosen, backend.select(backend_name))
+    with _only_result_on_stdout(), _removed_if_empty(folder):
+        with backend.quiet_imports():
+            from keras_mtp import pipeline
+
+        result = pipeline.run(chosen, folder, progress=not quiet)
+    if as_json:
+        _print_json(result.to_json())
+        return
+    from keras_mtp import report
+
+    click.echo(report.summary(result))
+    click.echo(f"The whole report: {folder / report.MARKDOWN}")
+
+
+@cli.command(short_help="List what can be run, or every field of a recipe.")
+@click.option("--fields", is_flag=True, help="List every field of a recipe instead, with its default.")
+@_as_json
+def recipes(fields: bool, as_json: bool) -> None:
+    """List the recipes that can be run, or the fields they are made of."""
+    rows = _field_rows() if fields else _recipe_rows()
+    if as_json:
+        _print_json(rows)
+        return
+    for row in rows:
+        click.secho(_assignment(row) if fields else row["name"], bold=True)
+        click.echo(click.wrap_text(row["description"], 100, initial_indent="    ", subsequent_indent="    "))
+
+
+@cli.command()
+@_run_argument
+@_backend
+@_data
+@click.option(
+    "--limit", type=click.IntRange(min=1), help="Judge on at most this many examples. Default: the recipe's."
+)
+@_as_json
+def evaluate(run: Path, backend_name: str | None, data: str | None, limit: int | None, as_json: bool) -> None:
+    """Judge a finished run again, on any backend.
+
+    RUN is the run's folder. Without options the numbers are those of its report.
+    """
+    backend.select(backend_name)
+    with _only_result_on_stdout():
+        with backend.quiet_imports():
+            from keras_mtp import pipeline
+
+        result = pipeline.evaluate(run, data=data, limit=limit)
+    if as_json:
+        _print_json(result)
+        return
+    for key, value in _flat(result):
+        click.echo(f"{key:<24} {value:.4f}" if isinstance(value, float) else f"{key:<24} {value}")
+
+
+@cli.command()
+@_run_argument
+@click.argument("prompt")
+@_backend
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    help="Longest answer, in tokens.",
+)
+@_as_json
+def generate(run: Path, prompt: str, backend_name: str | None, max_new_tokens: int, as_json: bool) -> None:
+    """Let the model of a finished run answer a prompt.
+
+    RUN is the run's folder; PROMPT is what a user would ask, without any chat template.
+    """
+    backend.select(backend_name)
+    with _only_result_on_stdout():
+        with backend.quiet_imports():
+            from keras_mtp import pipeline
+
+        completion = pipeline.generate(run, prompt, max_new_tokens=max_new_tokens)
+    if as_json:
+        _print_json({"prompt": prompt, "completion": completion})
+    else:
+        click.echo(completion)
+
+
+def _new_folder(folder: Path | None, recipe: Recipe, backend_name: str) -> Path:
+    folder = folder or Path("runs") / f"{recipe.name}-{backend_name}-{datetime.now():%Y%m%d-%H%M%S}"
+    if (folder / "report.json").exists():
+        raise UserError(
+            f"`--run` must be a new folder. Received: {folder}, which holds a finished run's report."
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"`--run` must be a folder that can be made: {error}.") from error
+    return folder
+
+
+def _recipe_rows() -> list[dict[str, Any]]:
+    loaded = [load_recipe(path) for path in available_recipes().values()]
+    return [
+        {"name": recipe.name, "task": recipe.task, "description": recipe.description} for recipe in loaded
+    ]
+
+
+def _field_rows() -> list[dict[str, Any]]:
+    return [
+        {
+            "key": key,
+            "type": spec.type.__name__,  # type: ignore[union-attr]  # never a string: annotations are not postponed
+            "default": spec.default,
+            "choices": list(spec.metadata.get("choices", ())),
+            "description": spec.metadata["doc"],
+        }
+        for key, spec in documented_fields()
+    ]
+
+
+def _assignment(row: dict[str, Any]) -> str:
+    choices = f"   ({' | '.join(row['choices'])})" if row["choices"] else ""
+    return f"{row['key']} = {json.dumps(row['default'])}{choices}"
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+@contextlib.contextmanager
+def _removed_if_empty(folder: Path) -> Iterator[None]:
+    """A run that could not begin leaves nothing behind."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+@contextlib.contextmanager
+def _only_result_on_stdout() -> Iterator[None]:
+    """Whatever a library prints while it works goes to standard error."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def main() -> None:
+    """Entry point of `keras-mtp`."""
+    cli(prog_name="keras-mtp")

@@ -1,0 +1,139 @@
+"""Training batches in an order that is a pure function of (seed, purpose, epoch, step).
+
+Keras shuffles from global state, which cannot be entered again in the middle; here any step can be. Examples of like
+length share a batch, padded to one of a few lengths: little padding, and few shapes for XLA to compile.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import keras
+import numpy as np
+
+from keras_mtp.data.encoding import Encoded
+from keras_mtp.data.targets import Arrays, head_targets, pad
+from keras_mtp.errors import UserError
+
+Buckets = tuple[float, tuple[int, ...]]  # positions computed, lengths
+MULTIPLE = 8  # lengths are rounded up to this, so that near-equal ones are one shape
+
+
+class Batches(keras.utils.PyDataset):
+    """`steps` optimizer batches as Keras takes them: (token_ids, targets, weights).
+
+    The weights of each head sum to 1 over an optimizer batch, all its micro-batches together, so that losses are summed
+    and neither accumulation nor data parallelism changes the result. Keras averages accumulated gradients over the
+    micro-batches; the weights are scaled up by their number to undo that.
+
+    Args:
+        examples: encoded training examples, at least `batch_size` of them.
+        heads: names of the heads to make targets for, such as ("head_1", "head_2").
+        steps: optimizer steps.
+        batch_size: examples per optimizer step.
+        accumulation: micro-batches per optimizer step; divides `batch_size`.
+        buckets: number of batch lengths.
+        seed: with `purpose`, decides the order. purpose: names the stream ("warmup", "joint").
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Encoded],
+        *,
+        heads: Sequence[str],
+        steps: int,
+        batch_size: int,
+        accumulation: int = 1,
+        buckets: int = 4,
+        seed: int = 0,
+        purpose: str = "joint",
+    ):
+        super().__init__()
+        if len(examples) < batch_size:
+            raise UserError(
+                f"The training data must hold at least one batch. Received: {len(examples)} examples for "
+                f"training.batch_size={batch_size}. Lower training.batch_size or give more data."
+            )
+        self.examples = examples
+        self.heads = tuple(heads)
+        self.steps = steps
+        self.batch_size = batch_size
+        self.accumulation = accumulation
+        self.seed = seed
+        self.purpose = purpose
+        self.lengths = np.array([len(item.ids) for item in examples])
+        self.bucket_lengths = bucket_lengths(self.lengths, buckets)
+        self._epoch_order = lru_cache(maxsize=2)(self.epoch_order)
+
+    @property
+    def num_batches(self) -> int:
+        return self.steps * self.accumulation
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, Arrays, Arrays]:
+        step, micro = divmod(index, self.accumulation)
+        chosen = self.step_examples(step)
+        ids, is_answer = pad([self.examples[i] for i in chosen], self.padded_length(chosen))
+        targets, weights = head_targets(ids, is_answer, self.heads)
+        weights = {k: w * np.float32(self.accumulation / max(w.sum(), 1.0)) for k, w in weights.items()}
+        size = self.batch_size // self.accumulation
+        rows = slice(micro * size, (micro + 1) * size)
+        return ids[rows], {k: v[rows] for k, v in targets.items()}, {k: w[rows] for k, w in weights.items()}
+
+    def step_examples(self, step: int) -> np.ndarray:
+        """Indices of the examples of optimizer step `step`, counted from 0."""
+        epoch, place = divmod(step, len(self.examples) // self.batch_size)
+        return self._epoch_order(epoch)[place]
+
+    def epoch_order(self, epoch: int) -> np.ndarray:
+        """Indices (batches, batch_size) of one epoch. What does not fill a batch sits this epoch out."""
+        rng = np.random.default_rng([self.seed, epoch, *self.purpose.encode()])
+        count = len(self.examples) // self.batch_size
+        order = rng.permutation(len(self.examples))[: count * self.batch_size]
+        bucket = np.searchsorted(self.bucket_lengths, self.lengths[order])
+        order = order[np.argsort(bucket, kind="stable")]
+        return rng.permutation(order.reshape(count, self.batch_size))
+
+    def padded_length(self, chosen: np.ndarray) -> int:
+        """Tokens per row of a batch: the shortest bucket that holds its longest example."""
+        return int(self.bucket_lengths[np.searchsorted(self.bucket_lengths, self.lengths[chosen].max())])
+
+    def tokens(self, step: int) -> int:
+        """Positions computed in optimizer step `step`, padding included."""
+        return self.batch_size * self.padded_length(self.step_examples(step))
+
+    def real_tokens(self, step: int) -> int:
+        """Tokens of optimizer step `step`, padding aside."""
+        return int(self.lengths[self.step_examples(step)].sum())
+
+    def padding_share(self) -> float:
+        """Share of positions that are padding, over all steps."""
+        real = sum(self.real_tokens(step) for step in range(self.steps))
+        return 1.0 - real / max(sum(self.tokens(step) for step in range(self.steps)), 1)
+
+
+def bucket_lengths(lengths: np.ndarray, count: int) -> np.ndarray:
+    """The at most `count` padded lengths that waste the least, by dynamic programming over the lengths seen.
+
+    Args:
+        lengths: int array, tokens of every example.
+        count: largest number of buckets.
+
+    Returns:
+        Sorted int array; the last one holds the longest example.
+    """
+    sizes, examples = np.unique(-(-lengths // MULTIPLE) * MULTIPLE, return_counts=True)
+    below = np.concatenate([[0], np.cumsum(examples)])  # below[j]: examples in the first j sizes
+    # best[j]: positions computed for the first j sizes, and the buckets chosen for them.
+    nothing: Buckets = (0.0, ())
+    best = [nothing] + [(np.inf, ())] * len(sizes)
+    for _ in range(count):
+        best = [
+            min([best[j], *(_with_bucket(best[i], below[j] - below[i], sizes[j - 1]) for i in range(j))])
+            for j in range(len(sizes) + 1)
+        ]
+    return np.array(best[-1][1])
+
+
+def _with_bucket(buckets: Buckets, examples: int, size: int) -> Buckets:
+    """One more bucket of `size` tokens for so many examples."""
+    positions, sizes = buckets
+    return positions + float(examples) * size, (*sizes, int(size))

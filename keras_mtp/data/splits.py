@@ -1,0 +1,31 @@
+"""Training examples, and the held-out slice taken out of them.
+
+The held-out slice decides everything that is decided during a run; the test split is touched at the end only. The slice
+is fixed: the same items whatever the seed and however many of them are looked at, so runs can be compared item by item,
+and what a run trains on never depends on how much is evaluated.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from keras_mtp.data.encoding import Encoded
+
+HELD_OUT_ITEMS = 512
+HELD_OUT_SHARE = 0.1  # of a small training split
+
+
+def split_held_out(examples: Sequence[Encoded], limit: int) -> tuple[list[Encoded], list[Encoded]]:
+    """Splits off the held-out slice.
+
+    Args:
+        examples: the encoded training split.
+        limit: how many of the held-out items to evaluate on.
+
+    Returns:
+        `(training, held_out)`: at most `limit` held-out items; the rest of the slice is in neither.
+    """
+    order = np.random.default_rng(list(b"held out")).permutation(len(examples))
+    size = max(min(HELD_OUT_ITEMS, int(len(examples) * HELD_OUT_SHARE)), 1)
+    training = [examples[i] for i in np.sort(order[size:])]
+    return training, [examples[i] for i in order[: min(size, limit)]]

@@ -1,0 +1,174 @@
+"""Text to token ids and back, by Hugging Face `tokenizers`, set up as llama.cpp sets up byte-level BPE.
+
+A model file gives the vocabulary, the merges and the name of a *pre-tokenizer*: how text is cut before any merge.
+That decides the ids as much as the merges do, so only names whose ids were compared with llama.cpp's are accepted.
+
+Reference: llama.cpp, `src/llama-vocab.cpp`, `llm_tokenizer_bpe`.
+"""
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+
+from keras_mtp.data.chat_template import compile_template
+from keras_mtp.errors import UserError
+
+_LLAMA3_PATTERN = (
+    r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+class Tokenizer:
+    """A `tokenizers.Tokenizer` with the model's special tokens and chat template.
+
+    Args:
+        backend: `tokenizers.Tokenizer`. Its special tokens are marked `special=True`.
+        eos_id: int. The token that ends an answer.
+        eos_ids: every id at which generation stops; `eos_id` is always among them.
+        bos_id: int or None. The token that begins a text.
+        pad_id: int or None.
+        unk_id: int or None.
+        add_bos: bool. Whether the model expects `bos_id` in front of every text. `encode` leaves it out: the
+            chat template often has it already.
+        chat_template: str or None. Jinja2 text.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        eos_id: int,
+        eos_ids: Sequence[int] = (),
+        bos_id: int | None = None,
+        pad_id: int | None = None,
+        unk_id: int | None = None,
+        add_bos: bool = False,
+        chat_template: str | None = None,
+    ) -> None:
+        self.backend = backend
+        self.eos_id = eos_id
+        self.eos_ids = tuple(sorted({eos_id, *eos_ids}))
+        self.bos_id = bos_id
+        self.pad_id = pad_id
+        self.unk_id = unk_id
+        self.add_bos = add_bos
+        self.chat_template = chat_template
+        self._render = compile_template(chat_template) if chat_template is not None else None
+        # A second copy, since `encode_special_tokens` belongs to the object and not to a call.
+        self._plain = copy.deepcopy(backend)
+        self._plain.encode_special_tokens = True
+
+    @property
+    def vocabulary_size(self) -> int:
+        """How many ids there are, special tokens included."""
+        return self.backend.get_vocab_size()
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Token ids of a text; nothing is added in front or behind.
+
+        Args:
+            text: str.
+            special: bool. True reads "<|im_end|>" and the like as the tokens they name. False, for text that
+                others wrote, reads them as plain characters: nobody can end a turn by writing its name.
+        """
+        backend = self.backend if special else self._plain
+        try:
+            return backend.encode(text, add_special_tokens=False).ids
+        except TypeError as error:  # half of a surrogate pair, as JSON may hold, has no UTF-8
+            raise UserError(
+                f"`text` must be valid Unicode. Received: {text!r:.60}. Mend the text."
+            ) from error
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """The text of some token ids. Bytes that are not UTF-8 become U+FFFD."""
+        return self.backend.decode(list(ids), skip_special_tokens=skip_special)
+
+    def render_chat(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+        """The conversation as the model was trained to see it; encode it with `special=True`.
+
+        Args:
+            messages: dicts with "role" ("system", "user" or "assistant") and "content".
+            add_generation_prompt: bool. True ends with the opening of the assistant's turn.
+        """
+        if self._render is None:
+            raise UserError("The model has no chat template. Use an instruct model, whose files hold one.")
+        ids = {"bos": self.bos_id, "eos": self.eos_id, "pad": self.pad_id, "unk": self.unk_id}
+        texts = {f"{name}_token": self.backend.id_to_token(i) for name, i in ids.items() if i is not None}
+        return self._render(messages=messages, add_generation_prompt=add_generation_prompt, **texts)
+
+
+def byte_level_bpe(
+    tokens: Sequence[str],
+    merges: Sequence[str],
+    *,
+    pre_tokenizer: str,
+    special: Sequence[str] = (),
+    user_defined: Sequence[str] = (),
+) -> tokenizers.Tokenizer:
+    """Builds byte-level BPE from a vocabulary and its merges.
+
+    Args:
+        tokens: token texts in byte-level spelling ("Ġthe"), in the order of their ids.
+        merges: "left right", most frequent first.
+        pre_tokenizer: llama.cpp's name for how text is cut first, one of `PRE_TOKENIZERS`.
+        special: tokens that only `Tokenizer.encode(..., special=True)` sees in a text; decoding can skip them.
+        user_defined: tokens found in any text before it is cut.
+
+    Raises:
+        UserError: unknown pre-tokenizer, or merges that do not fit the vocabulary.
+    """
+    if pre_tokenizer not in PRE_TOKENIZERS:
+        raise UserError(
+            f"The tokenizer's pre-tokenizer must be one of {', '.join(sorted(PRE_TOKENIZERS))}. Received: "
+            f"{pre_tokenizer!r}. How it cuts text is not known here, and a wrong cut gives wrong token ids."
+        )
+    ids = {token: index for index, token in enumerate(tokens)}
+    try:
+        pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
+        # Llama 3 takes a whole word that is in the vocabulary before it looks at any merge.
+        model = models.BPE(vocab=ids, merges=pairs, ignore_merges=PRE_TOKENIZERS[pre_tokenizer] is _llama3)
+    except Exception as error:  # which is all that tokenizers raises
+        raise UserError(
+            f"The tokenizer's merges do not fit its tokens: {error}. Use another file."
+        ) from error
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = _apart_from_missing_bytes(PRE_TOKENIZERS[pre_tokenizer](), ids)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in user_defined])
+    return backend
+
+
+def _apart_from_missing_bytes(
+    cut: pre_tokenizers.PreTokenizer, ids: Mapping[str, int]
+) -> pre_tokenizers.PreTokenizer:
+    """Bytes without a token are dropped; cutting there keeps what stands on either side from being merged.
+
+    SmolLM2 has no token for some control characters. llama.cpp drops them after merging, `tokenizers` before.
+    """
+    missing = [char for char in pre_tokenizers.ByteLevel.alphabet() if char not in ids]
+    if not missing:
+        return cut
+    pattern = Regex("[" + "".join(re.escape(char) for char in sorted(missing)) + "]")
+    return pre_tokenizers.Sequence([cut, pre_tokenizers.Split(pattern, "isolated")])
+
+
+def _gpt2() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+
+
+def _smollm() -> pre_tokenizers.PreTokenizer:
+    """GPT-2's, after every digit has been set apart."""
+    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(r"\p{N}"), "isolated"), _gpt2()])
+
+
+def _llama3() -> pre_tokenizers.PreTokenizer:
+    words = pre_tokenizers.Split(Regex(_LLAMA3_PATTERN), "isolated")
+    return pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+PRE_TOKENIZERS = {"smollm": _smollm, "gpt-2": _gpt2, "llama-bpe": _llama3}

@@ -1,0 +1,168 @@
+"""What a model is judged by: held-out loss and top-1 of every head, and the task's own score on generated answers.
+
+A held-out loss is total nats over total answer tokens, never a mean of batch means. Items are kept apart, so that two
+runs can be compared item by item.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_mtp import backend
+from keras_mtp.data.batches import bucket_lengths
+from keras_mtp.data.encoding import Encoded, encode_prompt
+from keras_mtp.data.example import Example
+from keras_mtp.data.targets import head_targets, pad
+from keras_mtp.data.tokenizer import Tokenizer
+from keras_mtp.generation.generator import Generator
+from keras_mtp.losses import score_rows
+from keras_mtp.models.mtp_causal_lm import MTPCausalLM
+from keras_mtp.tasks.task import Task
+
+BUCKETS = 3
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HeadScore:
+    """One head on the held-out items; arrays (items,).
+
+    Args:
+        nats: summed cross-entropy of each item's answer tokens.
+        hits: how many of them the largest logit got right.
+        tokens: how many there are.
+    """
+
+    nats: np.ndarray
+    hits: np.ndarray
+    tokens: np.ndarray
+
+    @property
+    def loss(self) -> float:
+        """Nats per answer token, over all items."""
+        return float(self.nats.sum() / max(self.tokens.sum(), 1))
+
+    @property
+    def top1(self) -> float:
+        """Share of answer tokens predicted right."""
+        return float(self.hits.sum() / max(self.tokens.sum(), 1))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TaskScore:
+    """A task's score on generated answers.
+
+    Args:
+        metric: its name. scores: one per item, 0.0 to 1.0. completions: what the model said.
+    """
+
+    metric: str
+    scores: tuple[float, ...]
+    completions: tuple[str, ...]
+
+    @property
+    def value(self) -> float:
+        """Mean over the items."""
+        return float(np.mean(self.scores))
+
+    @property
+    def n(self) -> int:
+        """Number of items."""
+        return len(self.scores)
+
+
+class HeldOutEvaluation:
+    """Scores every head of a model on a fixed list of examples; call it as often as needed.
+
+    Args:
+        model: the model to judge, as it stands when called.
+        examples: encoded held-out examples.
+        batch_size: examples per forward pass.
+    """
+
+    def __init__(self, model: MTPCausalLM, examples: Sequence[Encoded], batch_size: int):
+        self.names = model.head_names
+        self.unembedding = model.backbone.token_embedding
+        self.view = model.training_view()
+        self.examples = examples
+        self.batch_size = batch_size
+        self._score = backend.compiled(self._score_batch, self.view.variables + self.unembedding.variables)
+
+    def __call__(self) -> dict[str, HeadScore]:
+        lengths = np.array([len(item.ids) for item in self.examples])
+        widths = bucket_lengths(lengths, BUCKETS)
+        order = np.argsort(lengths, kind="stable")
+        sums = {name: np.zeros((3, len(order))) for name in self.names}  # nats, hits, tokens
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            width = int(widths[np.searchsorted(widths, lengths[rows].max())])
+            ids, is_answer = pad([self.examples[i] for i in rows], width, rows=self.batch_size)
+            targets, weights = head_targets(ids, is_answer, self.names)
+            scored = self._score(ids, targets, weights)
+            for name in self.names:
+                nats, hits = (ops.convert_to_numpy(v)[: len(rows)] for v in scored[name])
+                sums[name][:, rows] = nats, hits, weights[name].sum(1)[: len(rows)]
+        return {name: HeadScore(nats=s[0], hits=s[1], tokens=s[2]) for name, s in sums.items()}
+
+    def _score_batch(self, ids, targets, weights):
+        states = self.view(ids, training=False)
+        scored = {}
+        for name in self.names:
+            per_token = score_rows(targets[name], states[name], weights[name], self.unembedding)
+            scored[name] = tuple(ops.sum(v, axis=-1) for v in per_token)
+        return scored
+
+
+class TaskEvaluation:
+    """Lets a model answer a task's items greedily and scores what it says.
+
+    Args:
+        model: the model to judge, as it stands when called.
+        batch_size: prompts decoded together. max_new_tokens: longest answer.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        task: Task,
+        tokenizer: Tokenizer,
+        examples: Sequence[Example],
+        *,
+        batch_size: int,
+        max_new_tokens: int,
+    ):
+        self.task, self.tokenizer, self.examples, self.batch_size = task, tokenizer, examples, batch_size
+        self.generator = Generator(model, stop_ids=tokenizer.eos_ids, max_new_tokens=max_new_tokens)
+
+    def __call__(self) -> TaskScore:
+        prompts = [encode_prompt(example.prompt, self.tokenizer) for example in self.examples]
+        width = max(len(prompt) for prompt in prompts)
+        completions: list[str] = []
+        for start in range(0, len(prompts), self.batch_size):
+            batch = prompts[start : start + self.batch_size]
+            empty = [batch[0]] * (self.batch_size - len(batch))  # the last batch keeps the compiled shape
+            tokens = self.generator(batch + empty, pad_to=width)[: len(batch)]
+            completions += [self.tokenizer.decode(ids) for ids in tokens]
+        scores = [self.task.score(e, c) for e, c in zip(self.examples, completions, strict=True)]
+        return TaskScore(metric=self.task.metric, scores=tuple(scores), completions=tuple(completions))
+
+
+def write_answers(path: Path, examples: Sequence[Example], before: TaskScore, after: TaskScore) -> None:
+    """Writes what the model said about every test item, before and after: one JSON object a line."""
+    rows = zip(examples, before.completions, before.scores, after.completions, after.scores, strict=True)
+    with path.open("w", encoding="utf-8") as file:
+        for example, said_before, score_before, said, score in rows:
+            row = {
+                "id": example.id,
+                "prompt": example.prompt,
+                "answer": example.answer,
+                "before": said_before,
+                "score_before": score_before,
+                "after": said,
+                "score": score,
+            }
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -1,0 +1,44 @@
+"""What every further head is: a small network from the trunk's hidden state to one that predicts further ahead.
+
+Gloeckle et al. 2024, "Better & Faster Large Language Models via Multi-token Prediction" (arXiv 2404.19737, section 2):
+independent heads on a shared trunk, with the unembedding shared by all. `head_k` predicts the token k places ahead;
+`head_1` is the backbone itself, so a list of heads starts with `head_2`.
+"""
+
+from typing import ClassVar
+
+import keras
+
+
+class MTPHead(keras.layers.Layer):
+    """Base of the heads: (B, T, D) hidden states in, (B, T, D) hidden states out.
+
+    What a head returns goes through the backbone's own final norm and unembedding, so a head costs no V x D matrix.
+    A head written by the user as `TransformerHead()` knows no sizes; `bind` reads them off the backbone, after which
+    the head's config is complete.
+
+    A subclass sets `reads` and implements `adopt` and `call`.
+    """
+
+    # The trunk state the head is fed: "last_block" (output of the last block, before the final norm) or
+    # "before_last_block" (its input: the head then runs parallel to the last block).
+    reads: ClassVar[str] = "last_block"
+
+    def bind(self, backbone: keras.Model, dtype: keras.DTypePolicy) -> None:
+        """Takes sizes and first weights from `backbone`. A head that is built already is left as it is.
+
+        Args:
+            backbone: the keras-hub Llama backbone that the head will stand behind.
+            dtype: the policy the head computes in; its variables should be float32.
+        """
+        if self.built:
+            return
+        self.dtype_policy = dtype
+        self.adopt(backbone)
+
+    def adopt(self, backbone: keras.Model) -> None:
+        """Builds the head for `backbone` and gives it its first weights."""
+        raise NotImplementedError
+
+    def compute_output_shape(self, input_shape):
+        return input_shape

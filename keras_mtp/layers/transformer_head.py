@@ -1,0 +1,99 @@
+"""A head that is a whole decoder block, running parallel to the backbone's last one."""
+
+from collections.abc import Mapping
+
+import keras
+import numpy as np
+from keras_hub.src.models.llama.llama_decoder import LlamaTransformerDecoder  # not exported
+
+from keras_mtp.layers.mtp_head import MTPHead
+
+# What a Llama decoder block is made from. Read off the block's attributes: its `get_config` raises
+# (keras_hub/src/models/llama/llama_decoder.py asks for `rope_scaling_factor`, which no longer exists;
+# test_transformer_head.py::test_upstream_block_config_still_raises fails once it is right).
+BLOCK_ARGUMENTS = (
+    "intermediate_dim",
+    "num_query_heads",
+    "num_key_value_heads",
+    "rope_max_wavelength",
+    "rope_position_scaling_factor",
+    "rope_frequency_adjustment_factor",
+    "rope_low_freq_factor",
+    "rope_high_freq_factor",
+    "rope_pretraining_sequence_length",
+    "layer_norm_epsilon",
+    "dropout",
+)
+
+
+@keras.saving.register_keras_serializable("keras_mtp")
+class TransformerHead(MTPHead):
+    """A Llama decoder block fed with the state before the backbone's last block.
+
+    Args:
+        start: "last_block" (a copy of the backbone's last block, the default) or "random".
+        seed: int. Seeds the random start; drawn by NumPy, so it is the same on every backend.
+        block: dict of the block's sizes (`BLOCK_ARGUMENTS`), filled in from the backbone when the head is bound.
+
+    Call arguments:
+        hidden_states: float tensor (B, T, D), prefix included: the input of the backbone's last block.
+
+    Returns:
+        Float tensor (B, T, D).
+
+    Raises:
+        ValueError: `start` is no known name; or the head is built with neither sizes nor a backbone.
+
+    Example:
+
+    ```python
+    model = keras_mtp.MTPCausalLM(backbone, heads=[keras_mtp.TransformerHead()])
+    ```
+
+    Reference: arXiv 2404.19737, section 2 (one transformer layer per head, parallel to the trunk's last).
+    """
+
+    reads = "before_last_block"
+
+    def __init__(self, start: str = "last_block", seed: int = 0, block: Mapping | None = None, **kwargs):
+        super().__init__(**kwargs)
+        if start not in ("last_block", "random"):
+            raise ValueError(f'`start` must be "last_block" or "random". Received: start={start!r}')
+        self.start = start
+        self.seed = seed
+        self.block = None if block is None else dict(block)
+
+    def build(self, input_shape):
+        if self.block is None:
+            raise ValueError(
+                "A `TransformerHead` takes its sizes from a backbone: pass it to `MTPCausalLM(heads=[...])`."
+            )
+        self.decoder = LlamaTransformerDecoder(
+            **self.block, activation="silu", dtype=self.dtype_policy, name="decoder"
+        )
+        self.decoder.build(input_shape)
+        self.built = True
+
+    def adopt(self, backbone):
+        last_block = backbone.transformer_layers[-1]
+        self.block = {name: getattr(last_block, name) for name in BLOCK_ARGUMENTS}
+        self.build((None, None, backbone.hidden_dim))
+        if self.start == "last_block":
+            self.decoder.set_weights(last_block.get_weights())
+        else:
+            self.decoder.set_weights(_random_weights(self.decoder.weights, self.seed))
+
+    def call(self, hidden_states):
+        return self.decoder(hidden_states)
+
+    def get_config(self):
+        return {**super().get_config(), "start": self.start, "seed": self.seed, "block": self.block}
+
+
+def _random_weights(variables: list[keras.Variable], seed: int) -> list[np.ndarray]:
+    """Normal(0, 0.02) matrices as in keras-hub's own initialiser, ones for the norms' scales."""
+    rng = np.random.default_rng([seed, *b"head"])
+    return [
+        np.ones(v.shape, "float32") if len(v.shape) == 1 else rng.normal(0.0, 0.02, v.shape).astype("float32")
+        for v in variables
+    ]

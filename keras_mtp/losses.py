@@ -1,0 +1,214 @@
+"""Cross-entropy straight from hidden states: the logits of all positions never exist at once.
+
+Full logits are the memory problem of multi-token training: every head makes an N x V matrix, and its gradient another.
+Here logits are made a chunk of rows at a time, and the gradient with respect to the hidden states is made in the same
+pass, so that nothing is recomputed and nothing V-wide is kept (Liger Kernel, Hsu et al. 2024, arXiv 2410.10989,
+section 3.2; Cut Cross-Entropy, arXiv 2411.09009). Rows with weight 0 (prompt, padding) are sorted to the end and never
+reached. N = B*T rows, D hidden size, V vocabulary.
+"""
+
+import keras
+from keras import ops
+
+CHUNK_ROWS = 256
+
+
+class LinearCrossEntropy(keras.losses.Loss):
+    """Sparse cross-entropy of hidden states under an unembedding, in nats.
+
+    Equals `SparseCategoricalCrossentropy(from_logits=True)` on the logits, with the same `sample_weight` and reduction.
+
+    Args:
+        unembedding: the backbone's `token_embedding`, a built Keras `ReversibleEmbedding`, tied or not.
+        trained: whether this loss trains the unembedding. Only `head_1`'s may, and only if the trunk is trained.
+        chunk_rows: int. Rows whose logits exist at the same time.
+        reduction: "sum" (weights are normalised already, as `keras_mtp.data.batches` does) or
+            "mean_with_sample_weight" (weighted sum over the sum of the weights).
+
+    Call arguments:
+        y_true: int tensor (B, T), the target token of every position.
+        y_pred: float tensor (B, T, D), hidden states after the final norm.
+        sample_weight: float tensor (B, T), or None for all ones. Positions with weight 0 cost nothing.
+
+    Returns:
+        Float32 scalar.
+
+    Raises:
+        ValueError: another reduction, or `chunk_rows` below 1.
+
+    Example:
+
+    ```python
+    view = model.training_view()
+    view.compile("adam", loss={"head_1": keras_mtp.LinearCrossEntropy(model.backbone.token_embedding)})
+    ```
+
+    Reference: arXiv 2410.10989, section 3.2.
+    """
+
+    def __init__(
+        self,
+        unembedding: keras.layers.Layer,
+        *,
+        trained: bool = False,
+        chunk_rows: int = CHUNK_ROWS,
+        reduction: str = "sum",
+        name: str = "linear_cross_entropy",
+    ):
+        if reduction not in ("sum", "mean_with_sample_weight"):
+            raise ValueError(
+                f'`reduction` must be "sum" or "mean_with_sample_weight". Received: {reduction!r}'
+            )
+        if chunk_rows < 1:
+            raise ValueError(f"`chunk_rows` must be at least 1. Received: chunk_rows={chunk_rows}")
+        super().__init__(name=name, reduction=reduction)
+        self.unembedding = unembedding
+        self.trained = trained
+        self.chunk_rows = chunk_rows
+
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        # `Loss.__call__` is overridden, not `call`: the rows to skip are known by their weights, and Keras would
+        # apply those only afterwards. It would also cast the token ids to float.
+        hidden, targets, weights = _as_rows(y_true, y_pred, sample_weight)
+        if self.reduction == "mean_with_sample_weight":
+            weights = ops.divide_no_nan(weights, ops.sum(weights))
+        kernel, equation = unembedding_kernel(self.unembedding, hidden.dtype)
+        return _weighted_nats(hidden, kernel, targets, weights, equation, self.trained, self.chunk_rows)
+
+
+def unembedding_kernel(layer: keras.layers.Layer, dtype: str):
+    """The unembedding of a `ReversibleEmbedding` and the einsum that turns rows into logits with it.
+
+    Returns:
+        `(kernel, equation)`: kernel (V, D) when tied, (D, V) when not, in `dtype`.
+    """
+    if layer.tie_weights:
+        return ops.cast(layer.embeddings, dtype), "nd,vd->nv"
+    return ops.cast(layer.reverse_embeddings, dtype), "nd,dv->nv"
+
+
+def score_rows(y_true, y_pred, sample_weight, unembedding, chunk_rows: int = CHUNK_ROWS):
+    """Nats and top-1 hits of every position, chunk by chunk and without gradients: what evaluation adds up.
+
+    Args:
+        y_true: int tensor (B, T). y_pred: float tensor (B, T, D). sample_weight: float tensor (B, T).
+        unembedding: as in `LinearCrossEntropy`.
+
+    Returns:
+        `(nats, hits)`, float32 tensors (B, T): 0 where the weight is 0; hits are 1 where the largest logit is the
+        target's.
+    """
+    hidden, targets, weights = _as_rows(y_true, y_pred, sample_weight)
+    kernel, equation = unembedding_kernel(unembedding, hidden.dtype)
+    rows = _Rows(hidden, targets, weights, chunk_rows)
+
+    def body(i, sums):
+        chunk = rows.chunk(i)
+        nats, _, logits = _chunk_nats(chunk, kernel, equation)
+        hits = ops.cast(ops.equal(ops.cast(ops.argmax(logits, axis=-1), "int32"), chunk.targets), "float32")
+        return tuple(
+            ops.slice_update(s, [i * chunk_rows], v) for s, v in zip(sums, (nats, hits), strict=True)
+        )
+
+    zeros = ops.zeros((rows.padded,), "float32")
+    nats, hits = ops.fori_loop(0, rows.chunks, body, (zeros, zeros))
+    scored = ops.cast(weights > 0, "float32")
+    return tuple(ops.reshape(rows.unsort(v) * scored, ops.shape(y_true)) for v in (nats, hits))
+
+
+def _as_rows(y_true, y_pred, sample_weight):
+    """(B, T, ...) -> N rows."""
+    hidden = ops.convert_to_tensor(y_pred)
+    hidden = ops.reshape(hidden, (-1, hidden.shape[-1]))
+    targets = ops.reshape(ops.cast(y_true, "int32"), (-1,))
+    if sample_weight is None:
+        sample_weight = ops.ones_like(targets, dtype="float32")
+    return hidden, targets, ops.reshape(ops.cast(sample_weight, "float32"), (-1,))
+
+
+class _Chunk:
+    def __init__(self, hidden, targets, weights):
+        self.hidden, self.targets, self.weights = hidden, targets, weights
+
+
+class _Rows:
+    """N rows in the order "with weight first", to be read `size` at a time.
+
+    The order is padded by one chunk, so that the last slice never runs over the end, where JAX and TensorFlow would
+    clamp it silently.
+    """
+
+    def __init__(self, hidden, targets, weights, size: int):
+        count = ops.shape(hidden)[0]
+        index = ops.arange(0, count, dtype="int32")
+        unlabelled = ops.cast(weights <= 0, "int32")
+        self.order = ops.argsort(
+            unlabelled * count + index
+        )  # a key without ties: the same order on every backend
+        self.hidden, self.targets, self.weights, self.size = hidden, targets, weights, size
+        self.padded = count + size
+        self.padded_order = ops.concatenate([ops.cast(self.order, "int32"), ops.zeros((size,), "int32")])
+        labelled = count - ops.sum(unlabelled)
+        self.chunks = (labelled + size - 1) // size
+        self.labelled = labelled
+
+    def chunk(self, i) -> _Chunk:
+        index = ops.slice(self.padded_order, [i * self.size], [self.size])
+        inside = ops.cast(i * self.size + ops.arange(0, self.size, dtype="int32") < self.labelled, "float32")
+        weights = ops.take(self.weights, index, axis=0) * inside
+        return _Chunk(ops.take(self.hidden, index, axis=0), ops.take(self.targets, index, axis=0), weights)
+
+    def unsort(self, values):
+        """(N + size, ...) in this order -> (N, ...) in the original one."""
+        return ops.take(values, ops.argsort(self.order), axis=0)
+
+
+def _chunk_nats(chunk: _Chunk, kernel, equation: str):
+    """Nats (C,), log-sum-exp (C, 1) and float32 logits (C, V) of one chunk."""
+    logits = ops.cast(ops.einsum(equation, chunk.hidden, kernel), "float32")
+    total = ops.logsumexp(logits, axis=-1, keepdims=True)
+    target = ops.take_along_axis(logits, ops.expand_dims(chunk.targets, -1), axis=-1)
+    return ops.squeeze(total - target, -1), total, logits
+
+
+def _weighted_nats(hidden, kernel, targets, weights, equation: str, trained: bool, size: int):
+    """Sum of weight * nats, differentiable in `hidden` and, if `trained`, in `kernel`."""
+    back_equation = "nv,vd->nd" if equation == "nd,vd->nv" else "nv,dv->nd"
+    kernel_equation = "nv,nd->vd" if equation == "nd,vd->nv" else "nv,nd->dv"
+
+    # Both tensors that gradients are for are arguments: on TensorFlow one captured by closure gets none, silently.
+    @ops.custom_gradient
+    def forward(hidden, kernel):
+        rows = _Rows(hidden, targets, weights, size)
+
+        def body(i, state):
+            loss, d_hidden, d_kernel = state
+            chunk = rows.chunk(i)
+            nats, total, logits = _chunk_nats(chunk, kernel, equation)
+            d_logits = ops.exp(logits - total) - ops.one_hot(chunk.targets, logits.shape[-1], dtype="float32")
+            d_logits = ops.cast(d_logits * ops.expand_dims(chunk.weights, -1), hidden.dtype)
+            d_rows = ops.einsum(back_equation, d_logits, kernel)
+            if trained:
+                d_kernel = d_kernel + ops.cast(ops.einsum(kernel_equation, d_logits, chunk.hidden), "float32")
+            return (
+                loss + ops.sum(nats * chunk.weights),
+                ops.slice_update(d_hidden, [i * size, 0], d_rows),
+                d_kernel,
+            )
+
+        start = (
+            ops.zeros((), "float32"),
+            ops.zeros((rows.padded, hidden.shape[-1]), hidden.dtype),
+            ops.zeros(kernel.shape if trained else (), "float32"),
+        )
+        loss, d_hidden, d_kernel = ops.fori_loop(0, rows.chunks, body, start)
+        d_hidden = rows.unsort(d_hidden)
+
+        def gradient(*args, upstream=None):
+            (upstream,) = (upstream,) if upstream is not None else args
+            to_hidden = ops.cast(upstream, d_hidden.dtype) * d_hidden
+            return to_hidden, ops.cast(upstream * d_kernel, kernel.dtype) if trained else None
+
+        return loss, gradient
+
+    return forward(hidden, kernel)

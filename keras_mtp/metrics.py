@@ -1,0 +1,79 @@
+"""The run's record: one row a step, written to `metrics.csv` as training goes."""
+
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+class MetricsLog:
+    """Appends a row per step to a CSV file and keeps the rows for the report.
+
+    A row is held back until the next one begins, so that an evaluation after the step can still be added to it.
+
+    Args:
+        path: the CSV file; begun anew.
+        head_names: `("head_1", ...)`; they decide the columns.
+
+    Columns: `stage` ("warmup" or "joint"), `step` (optimizer steps of the stage so far), `seconds` since the log began,
+    `tokens_per_second` (real tokens, padding aside), `<head>_loss` (nats per answer token of the step's batch),
+    `held_out_<head>_loss` and `held_out_<head>_top1` where an evaluation was made.
+    """
+
+    def __init__(self, path: Path, head_names: tuple[str, ...]):
+        self.rows: list[Row] = []
+        self._pending: Row | None = None
+        self._begun = time.monotonic()
+        self.columns = [
+            "stage",
+            "step",
+            "seconds",
+            "tokens_per_second",
+            *(f"{name}_loss" for name in head_names),
+            *(f"held_out_{name}_{what}" for name in head_names for what in ("loss", "top1")),
+        ]
+        self._file = path.open("w", newline="", encoding="utf-8")
+        self._writer = csv.DictWriter(self._file, self.columns, restval="")
+        self._writer.writeheader()
+
+    def step(self, stage: str, step: int, **values: float) -> None:
+        """Begins the row of a step."""
+        self.flush()
+        self._pending = {
+            "stage": stage,
+            "step": step,
+            "seconds": round(time.monotonic() - self._begun, 3),
+            **values,
+        }
+
+    def evaluation(self, scores: dict) -> None:
+        """Adds held-out scores, `{"head_1": HeadScore, ...}`, to the row of the step just made."""
+        assert self._pending is not None, "an evaluation belongs to a step: call `step` first"
+        for name, score in scores.items():
+            self._pending[f"held_out_{name}_loss"] = score.loss
+            self._pending[f"held_out_{name}_top1"] = score.top1
+
+    @property
+    def latest(self) -> Row | None:
+        """The row of the step just made."""
+        return self._pending
+
+    @property
+    def loss_columns(self) -> list[str]:
+        """The columns that hold a step's training losses, head by head."""
+        return [c for c in self.columns if c.endswith("_loss") and not c.startswith("held_out")]
+
+    def flush(self) -> None:
+        """Writes the row that was held back, if any."""
+        if self._pending is not None:
+            self.rows.append(self._pending)
+            self._writer.writerow(self._pending)
+            self._file.flush()
+            self._pending = None
+
+    def close(self) -> None:
+        """Writes what is left and closes the file."""
+        self.flush()
+        self._file.close()

@@ -1,0 +1,42 @@
+"""A recipe's model: the names in the file become layers here, and only here."""
+
+import keras
+
+from keras_mtp.data.tokenizer import Tokenizer
+from keras_mtp.layers.linear_head import LinearHead
+from keras_mtp.layers.transformer_head import TransformerHead
+from keras_mtp.models.backbone import load_backbone
+from keras_mtp.models.mtp_causal_lm import MTPCausalLM
+from keras_mtp.recipe import Recipe
+
+
+def model_from_recipe(recipe: Recipe) -> tuple[MTPCausalLM, Tokenizer]:
+    """Loads the recipe's base model and puts its prefix and heads around it.
+
+    Returns:
+        `(model, tokenizer)`: the model untrained, its prefix and heads at their start.
+    """
+    backbone, tokenizer = load_backbone(recipe.model.name, dtype=_dtype(recipe))
+    model = MTPCausalLM(
+        backbone,
+        prefix_length=recipe.prefix.length,
+        prefix_start=_prefix_start(recipe, tokenizer),
+        heads=[_head(recipe, k) for k in range(2, 2 + recipe.heads.count)],
+        seed=recipe.training.seed,
+    )
+    return model, tokenizer
+
+
+def _dtype(recipe: Recipe) -> str:
+    """Keras names storage and compute together."""
+    return recipe.training.dtype if recipe.model.dtype == "float32" else recipe.model.dtype
+
+
+def _prefix_start(recipe: Recipe, tokenizer: Tokenizer) -> str | list[int]:
+    return tokenizer.encode(recipe.prefix.text) if recipe.prefix.start == "text" else recipe.prefix.start
+
+
+def _head(recipe: Recipe, k: int) -> keras.layers.Layer:
+    if recipe.heads.kind == "linear":
+        return LinearHead(name=f"head_{k}")
+    return TransformerHead(start=recipe.heads.start, seed=recipe.training.seed + k, name=f"head_{k}")

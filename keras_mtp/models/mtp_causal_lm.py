@@ -1,0 +1,208 @@
+"""The model: a Llama with a trained prefix in front and heads behind, as one Keras functional model.
+
+    token_ids (B, T)
+       | token_embedding
+       | PrefixEmbedding            (B, P + T, D)
+       | block 1 ... block L-1 ----------------------.
+       | block L            .------------------------+   "before_last_block": transformer heads
+       +--------------------+----------.             |   "last_block": linear heads
+       |                    head_2    ...        head_2 ...
+       | norm               | norm (shared, not trained by the far heads)
+       | unembedding        | unembedding (the same)
+      head_1 (B, T, V)     head_2 (B, T, V)
+
+keras-hub's layers are applied again in this graph, so the backbone needs no fork and its weights are shared with it.
+Reference: Gloeckle et al. 2024, arXiv 2404.19737, section 2.
+"""
+
+from collections.abc import Sequence
+
+import keras
+from keras import ops
+
+from keras_mtp.layers.mtp_head import MTPHead
+from keras_mtp.layers.prefix_embedding import PrefixEmbedding, start_vectors
+from keras_mtp.layers.untrained import Untrained
+
+VIEWS = ("logits", "hidden_states")
+
+
+@keras.saving.register_keras_serializable("keras_mtp")
+class MTPCausalLM(keras.Model):
+    """A keras-hub Llama backbone that predicts several tokens ahead.
+
+    `head_1` is the backbone's own next-token prediction; `heads` are `head_2`, `head_3`, ...: `head_k` at position t
+    predicts `token[t + k]`. The far heads go through the backbone's final norm and unembedding and never train them.
+
+    Args:
+        backbone: a keras-hub Llama backbone (`LlamaBackbone`, `Llama3Backbone`), loaded.
+        prefix_length: int. Number of trained vectors in front of the tokens, P; 0 for none.
+        prefix_start: "vocabulary" (P different tokens' embeddings, the default), "random", or a sequence of token ids,
+            repeated or cut to P, to start from a text.
+        heads: list of `MTPHead` layers, nearest first. May be empty.
+        outputs: "logits" (what users and `predict` want) or "hidden_states" (the states before the unembedding,
+            which `LinearCrossEntropy` takes without ever making the logits).
+        freeze_backbone: bool. True (the default) trains the prefix and the heads only.
+        seed: int. Seeds the prefix's first values, by NumPy, so that every backend starts alike.
+
+    Call arguments:
+        token_ids: int tensor (B, T), padded on the right. Padding cannot reach a real position under the causal mask,
+            so no mask is needed; give padded positions weight 0 in the loss.
+
+    Returns:
+        Dict `{"head_1": ..., "head_2": ...}` of float tensors: (B, T, V) logits, or (B, T, D) hidden states.
+
+    Raises:
+        ValueError: an argument out of range, a head that is no `MTPHead`, a backbone that is no Llama.
+
+    Example:
+
+    ```python
+    backbone, tokenizer = keras_mtp.load_backbone("smollm2-135m")
+    model = keras_mtp.MTPCausalLM(backbone, prefix_length=16, heads=[keras_mtp.TransformerHead()])
+    logits = model(keras.ops.array([tokenizer.encode("Two and two make")]))
+    ```
+    """
+
+    def __init__(
+        self,
+        backbone: keras.Model,
+        *,
+        prefix_length: int = 0,
+        prefix_start: str | Sequence[int] = "vocabulary",
+        heads: Sequence[MTPHead] = (),
+        outputs: str = "logits",
+        freeze_backbone: bool = True,
+        seed: int = 0,
+        **kwargs,
+    ):
+        _check(backbone, prefix_length, heads, outputs)
+        # === Layers ===
+        dtype = _float32_variables(backbone.token_embedding.dtype_policy)
+        if freeze_backbone:
+            backbone.trainable = False
+        prefix_embedding = None
+        if prefix_length:
+            prefix_embedding = PrefixEmbedding(prefix_length, dtype=dtype, name="prefix_embedding")
+            prefix_embedding.build((None, None, backbone.hidden_dim))
+            table = ops.convert_to_numpy(ops.cast(backbone.token_embedding.embeddings, "float32"))
+            prefix_embedding.set_weights([start_vectors(table, prefix_length, prefix_start, seed)])
+        for head in heads:
+            head.bind(backbone, dtype)
+
+        # === Functional model ===
+        token_ids = keras.Input((None,), dtype="int32", name="token_ids")
+        heads_outputs = _heads_graph(backbone, prefix_embedding, heads, token_ids, outputs)
+        super().__init__(inputs=token_ids, outputs=heads_outputs, **kwargs)
+
+        # === Config ===
+        # `outputs` is the one argument that cannot be an attribute of its own name: Keras' functional models have one.
+        self.view = outputs
+        self.backbone = backbone
+        self.prefix_embedding = prefix_embedding
+        self.prefix_length = prefix_length
+        self.prefix_start = prefix_start if isinstance(prefix_start, str) else [int(i) for i in prefix_start]
+        self.heads = list(heads)
+        self.freeze_backbone = freeze_backbone
+        self.seed = seed
+
+    @property
+    def head_names(self) -> tuple[str, ...]:
+        """`("head_1", "head_2", ...)`: the backbone's own prediction and those of `heads`."""
+        return head_names(1 + len(self.heads))
+
+    def training_view(self, *, only_heads: bool = False, detach: bool = False) -> keras.Model:
+        """A plain Keras model on the same layers that gives hidden states, to be trained with `LinearCrossEntropy`.
+
+        Args:
+            only_heads: leave `head_1` out, as when the heads are warmed up.
+            detach: cut the gradient between the heads and the trunk, so that the heads learn but do not teach.
+        """
+        token_ids = keras.Input((None,), dtype="int32", name="token_ids")
+        states = _heads_graph(
+            self.backbone, self.prefix_embedding, self.heads, token_ids, "hidden_states", detach=detach
+        )
+        if only_heads:
+            states.pop("head_1")
+        return keras.Model(token_ids, states, name="training_view")
+
+    def get_config(self):
+        backbone = keras.saving.serialize_keras_object(self.backbone)
+        # LlamaBackbone.get_config (keras-hub 0.32) forgets this one, and a tied model would come back untied;
+        # test_mtp_causal_lm.py::test_upstream_config_still_forgets_tied_embeddings fails once it is right.
+        backbone["config"]["tie_word_embeddings"] = self.backbone.token_embedding.tie_weights
+        return {
+            "name": self.name,
+            "backbone": backbone,
+            "prefix_length": self.prefix_length,
+            "prefix_start": self.prefix_start,
+            "heads": [keras.saving.serialize_keras_object(head) for head in self.heads],
+            "outputs": self.view,
+            "freeze_backbone": self.freeze_backbone,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        config["backbone"] = keras.saving.deserialize_keras_object(config["backbone"], custom_objects)
+        config["heads"] = [
+            keras.saving.deserialize_keras_object(head, custom_objects) for head in config["heads"]
+        ]
+        return cls(**config)
+
+
+def head_names(count: int) -> tuple[str, ...]:
+    """`("head_1", ..., "head_K")` for K = `count`."""
+    return tuple(f"head_{k}" for k in range(1, count + 1))
+
+
+def _heads_graph(backbone, prefix_embedding, heads, token_ids, view: str, detach: bool = False) -> dict:
+    """The picture at the top of this file, as code."""
+
+    def readout(state, norm, unembedding):
+        state = norm(state[:, prefix_length:])
+        return state if view == "hidden_states" else unembedding(state, reverse=True)
+
+    prefix_length = 0 if prefix_embedding is None else prefix_embedding.length
+    states = _trunk(backbone, prefix_embedding, token_ids)
+    outputs = {"head_1": readout(states["last_block"], backbone.layer_norm, backbone.token_embedding)}
+    if detach:
+        states = {name: ops.stop_gradient(state) for name, state in states.items()}
+    for k, head in enumerate(heads, start=2):
+        shared = Untrained(backbone.layer_norm), Untrained(backbone.token_embedding)
+        outputs[f"head_{k}"] = readout(head(states[head.reads]), *shared)
+    return outputs
+
+
+def _trunk(backbone, prefix_embedding, token_ids) -> dict:
+    """The states that heads may read, prefix positions included: each (B, P + T, D)."""
+    x = backbone.token_embedding(token_ids)
+    if prefix_embedding is not None:
+        x = prefix_embedding(x)
+    *blocks, last_block = backbone.transformer_layers
+    for block in blocks:
+        x = block(x)
+    return {"before_last_block": x, "last_block": last_block(x)}
+
+
+def _float32_variables(policy: keras.DTypePolicy) -> keras.DTypePolicy:
+    """The policy that computes as `policy` does and keeps its variables in float32."""
+    compute = policy.compute_dtype
+    return keras.DTypePolicy("float32" if compute == "float32" else f"mixed_{compute}")
+
+
+def _check(backbone, prefix_length, heads, outputs) -> None:
+    missing = [a for a in ("token_embedding", "transformer_layers", "layer_norm") if not hasattr(backbone, a)]
+    if missing:
+        raise ValueError(
+            "`backbone` must be a keras-hub Llama backbone such as `keras_hub.models.Llama3Backbone`. "
+            f"Received: {type(backbone).__name__}, which has no `{missing[0]}`."
+        )
+    if prefix_length < 0:
+        raise ValueError(f"`prefix_length` must be at least 0. Received: prefix_length={prefix_length}")
+    for head in heads:
+        if not isinstance(head, MTPHead):
+            raise ValueError(f"`heads` must be a list of `MTPHead` layers. Received: {head!r}")
+    if outputs not in VIEWS:
+        raise ValueError(f"`outputs` must be one of {VIEWS}. Received: outputs={outputs!r}")

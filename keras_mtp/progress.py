@@ -1,0 +1,73 @@
+"""What a person sees while a run goes on: one line per event and a live bar, all on standard error.
+
+The bar shows the loss of every head, tokens per second and the time left. Where standard error is no terminal, as in a
+log file, there is a line per evaluation instead.
+"""
+
+import keras
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from keras_mtp.metrics import MetricsLog
+from keras_mtp.recipe import Recipe
+
+STAGES = {"warmup": "warming up the heads", "joint": "training"}
+
+
+def console(shown: bool) -> Console:
+    """Standard error, or nothing at all."""
+    return Console(stderr=True, quiet=not shown, highlight=False)
+
+
+class ProgressBar(keras.callbacks.Callback):
+    """Follows a `MetricsLog` through both stages; add it after the callbacks that write the log.
+
+    Args:
+        log: the run's record. recipe: says how many steps there will be. screen: where to draw.
+    """
+
+    def __init__(self, log: MetricsLog, recipe: Recipe, screen: Console):
+        super().__init__()
+        self.log, self.screen = log, screen
+        self.totals = {"warmup": recipe.heads.warmup_steps, "joint": recipe.training.steps}
+        self.bar: Progress | None = None
+
+    def on_train_begin(self, logs=None):
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[losses]}"),
+            TimeRemainingColumn(),
+            console=self.screen,
+            disable=not self.screen.is_terminal,
+        )
+        self.task = self.bar.add_task("starting", total=None, losses="")
+        self.bar.start()
+
+    def on_train_batch_end(self, batch, logs=None):
+        row = self.log.latest
+        if self.bar is None or row is None:
+            return
+        losses = "  ".join(
+            f"{k.removesuffix('_loss')} {row[k]:.3f}" for k in self.log.loss_columns if k in row
+        )
+        self.bar.update(
+            self.task,
+            description=STAGES[row["stage"]],
+            total=self.totals[row["stage"]],
+            completed=row["step"],
+            losses=f"{losses}  {row['tokens_per_second']:.0f} tokens/s",
+        )
+
+    def on_epoch_end(self, epoch, logs=None):
+        row = self.log.latest
+        scores = {k.removeprefix("val_"): v for k, v in (logs or {}).items() if k.startswith("val_")}
+        if row is not None and scores:
+            text = "  ".join(f"{name.removesuffix('_loss')} {value:.4f}" for name, value in scores.items())
+            self.screen.print(f"step {row['step']:>5} of {self.totals[row['stage']]}: held-out loss  {text}")
+
+    def on_train_end(self, logs=None):
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None

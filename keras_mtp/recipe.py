@@ -1,0 +1,344 @@
+"""A recipe: everything that decides a run, read from TOML into frozen dataclasses.
+
+A recipe only picks; the library does. Every field is defined, documented and given its default here and nowhere else;
+`keras-mtp recipes --fields` prints the same text. A misspelt key, a wrong type or an impossible value is refused with a
+message that says what to write instead.
+"""
+
+import dataclasses
+import difflib
+import math
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from keras_mtp.errors import UserError
+
+_TYPES: dict[Any, str] = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+
+
+def field(default: Any, doc: str, **limits: Any) -> Any:
+    """A recipe's field: default, documentation, and `choices`, `minimum`, `above`, `maximum` or `pattern`."""
+    return dataclasses.field(default=default, metadata={"doc": doc, **limits})
+
+
+def _check(key: str, value: Any, spec: dataclasses.Field) -> None:
+    """Type, choices and range of one value."""
+    limits = spec.metadata
+    received = f"Received: {key}={value!r}."
+    if type(value) is not spec.type:  # exactly: a bool is no int here
+        wanted = _TYPES.get(spec.type, "a table")
+        raise UserError(f"`{key}` must be {wanted}. {received}")
+    if spec.type is float and not math.isfinite(value):
+        raise UserError(f"`{key}` must be finite. {received}")
+    if "choices" in limits and value not in limits["choices"]:
+        raise UserError(
+            f"`{key}` must be {' or '.join(limits['choices'])}. {received}{_closest(value, limits['choices'])}"
+        )
+    if "minimum" in limits and value < limits["minimum"]:
+        raise UserError(f"`{key}` must be at least {limits['minimum']}. {received}")
+    if "above" in limits and value <= limits["above"]:
+        raise UserError(f"`{key}` must be above {limits['above']}. {received}")
+    if "maximum" in limits and value > limits["maximum"]:
+        raise UserError(f"`{key}` must be at most {limits['maximum']}. {received}")
+    if "pattern" in limits and not re.fullmatch(limits["pattern"], value):
+        raise UserError(f"`{key}` must be letters, digits, `-`, `_` and `.` only. {received}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Table:
+    """One table of a recipe; checks its values however it was made, from TOML or in Python."""
+
+    _path: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for spec in dataclasses.fields(self):
+            value = getattr(self, spec.name)
+            if spec.type is float and type(value) is int:
+                value = float(value)
+                object.__setattr__(self, spec.name, value)
+            _check(self._path + spec.name, value, spec)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelRecipe(_Table):
+    """The pretrained model, whose weights stay as they are."""
+
+    _path: ClassVar[str] = "model."
+    name: str = field(
+        "smollm2-135m", "A known model's name (smollm2-135m), or the path of a Llama GGUF file."
+    )
+    dtype: str = field(
+        "float32",
+        "How the pretrained weights are stored; bfloat16 halves the memory and needs training.dtype=mixed_bfloat16.",
+        choices=("float32", "bfloat16"),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataRecipe(_Table):
+    """Where examples come from and how they are batched."""
+
+    _path: ClassVar[str] = "data."
+    source: str = field(
+        "hub",
+        "hub (downloaded), builtin (generated here, nothing to download), or a folder with the task's files.",
+    )
+    max_tokens: int = field(
+        384, "Longer examples (prompt and answer, in tokens) are skipped; a report counts them.", minimum=16
+    )
+    buckets: int = field(
+        4, "Batches are padded to one of this many lengths: more pads less but compiles more.", minimum=1
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrefixRecipe(_Table):
+    """The trained vectors in front of every text (prompt tuning, arXiv 2104.08691)."""
+
+    _path: ClassVar[str] = "prefix."
+    length: int = field(16, "Number of vectors; 0 trains no prefix.", minimum=0)
+    start: str = field(
+        "text",
+        "What they start from: the embeddings of prefix.text, of sampled vocabulary, or random numbers.",
+        choices=("text", "vocabulary", "random"),
+    )
+    text: str = field(
+        "Solve the problem step by step, show each calculation, and give the final number at the end.",
+        "The text to start from, repeated or cut to prefix.length tokens.",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadsRecipe(_Table):
+    """The heads beyond head_1 (the model's own next-token prediction). With count=0 the rest is ignored."""
+
+    _path: ClassVar[str] = "heads."
+    count: int = field(1, "How many: with 1 there is head_2, which predicts two tokens ahead.", minimum=0)
+    kind: str = field(
+        "transformer",
+        "transformer: a decoder block beside the last one. linear: a square matrix on the last state.",
+        choices=("transformer", "linear"),
+    )
+    start: str = field(
+        "last_block",
+        "What a transformer head starts as: a copy of the last block, or random numbers.",
+        choices=("last_block", "random"),
+    )
+    weight: float = field(0.1, "Weight of head_2's loss beside head_1's, whose weight is 1.", minimum=0)
+    decay: float = field(1.0, "Each further head weighs this times the one before it.", minimum=0)
+    warmup_steps: int = field(
+        80, "Optimizer steps for the heads alone, before the prefix is trained.", minimum=0
+    )
+    freeze: bool = field(
+        True, "Keep the heads as they are after the warm-up; false trains them on with the prefix."
+    )
+    detach: bool = field(
+        False, "Cut the heads' gradient before it reaches the prefix: the control arm of an experiment."
+    )
+    learning_rate: float = field(2e-4, "Peak learning rate of the heads.", minimum=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingRecipe(_Table):
+    """How the prefix (and unfrozen heads) are trained, after the heads' warm-up."""
+
+    _path: ClassVar[str] = "training."
+    steps: int = field(120, "Optimizer steps.", minimum=1)
+    batch_size: int = field(8, "Examples per optimizer step.", minimum=1)
+    accumulation: int = field(
+        1, "Micro-batches per optimizer step: 2 halves the memory, the result is the same.", minimum=1
+    )
+    learning_rate: float = field(8e-3, "Peak learning rate of the prefix.", minimum=0)
+    learning_rate_warmup: float = field(
+        0.1,
+        "Share of the steps in which the rate rises to its peak; a cosine then brings it to 0.",
+        minimum=0,
+        maximum=1,
+    )
+    weight_decay: float = field(0.0, "AdamW's weight decay.", minimum=0)
+    clip_norm: float = field(
+        1.0, "Largest gradient norm, of prefix and heads each; 0 clips nothing.", minimum=0
+    )
+    epsilon: float = field(1e-7, "AdamW's epsilon, as Keras defines it.", above=0)
+    seed: int = field(
+        0, "Decides the order of the data and every random start.", minimum=0, maximum=2**32 - 1
+    )
+    dtype: str = field(
+        "float32",
+        "What is computed in; prefix and heads are float32 weights all the same.",
+        choices=("float32", "mixed_bfloat16"),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationRecipe(_Table):
+    """How the model is judged before, during and after training."""
+
+    _path: ClassVar[str] = "evaluation."
+    limit: int = field(64, "At most this many held-out examples, and as many test items.", minimum=1)
+    every: int = field(20, "Training steps between two evaluations on the held-out examples.", minimum=1)
+    batch_size: int = field(16, "Examples per forward pass, and prompts answered together.", minimum=1)
+    max_new_tokens: int = field(256, "Longest answer to a test item, in tokens.", minimum=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe(_Table):
+    """A whole run."""
+
+    name: str = field("my-recipe", "Short name, used for the run's folder.", pattern=r"[A-Za-z0-9][\w.-]*")
+    task: str = field("gsm8k", "What is trained for and judged by.")
+    description: str = field("", "One line for the list of recipes.")
+    model: ModelRecipe = ModelRecipe()
+    data: DataRecipe = DataRecipe()
+    prefix: PrefixRecipe = PrefixRecipe()
+    heads: HeadsRecipe = HeadsRecipe()
+    training: TrainingRecipe = TrainingRecipe()
+    evaluation: EvaluationRecipe = EvaluationRecipe()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        training = self.training
+        if training.batch_size % training.accumulation:
+            raise UserError(
+                "`training.accumulation` must divide `training.batch_size`. Received: "
+                f"accumulation={training.accumulation}, batch_size={training.batch_size}."
+            )
+        if self.model.dtype == "bfloat16" and training.dtype == "float32":
+            raise UserError(
+                "`model.dtype=bfloat16` needs `training.dtype=mixed_bfloat16`: weights stored in bfloat16 are computed "
+                "with in bfloat16. Received: training.dtype=float32."
+            )
+        if self.prefix.length and self.prefix.start == "text" and not self.prefix.text.strip():
+            raise UserError(
+                "`prefix.text` must not be empty with `prefix.start=text`. Received: an empty text."
+            )
+        if not self.prefix.length and (self.heads.freeze or not self.heads.count):
+            raise UserError(
+                "The recipe trains nothing: `prefix.length` is 0 and there are no unfrozen heads. Set `prefix.length` to "
+                "at least 1, or `heads.count` to at least 1 with `heads.freeze=false`."
+            )
+
+
+def documented_fields() -> Iterator[tuple[str, dataclasses.Field]]:
+    """Every field with its dotted key, in the order of definition."""
+    for spec in dataclasses.fields(Recipe):
+        if isinstance(spec.default, _Table):
+            yield from ((f"{spec.name}.{inner.name}", inner) for inner in dataclasses.fields(spec.default))
+        else:
+            yield spec.name, spec
+
+
+def available_recipes() -> dict[str, Path]:
+    """The recipes that come with the package, by name: beside it in a checkout, inside it in a wheel."""
+    inside = Path(__file__).parent / "recipes"
+    folder = inside if inside.is_dir() else Path(__file__).parent.parent / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """Reads a recipe by its name or from a file.
+
+    Raises:
+        UserError: no such recipe or file, or its text is not a recipe.
+    """
+    known = available_recipes()
+    path = known.get(str(name_or_path), Path(name_or_path))
+    if not path.is_file():
+        raise UserError(
+            f"No recipe named {str(name_or_path)!r}, nor a file of that name.{_closest(str(name_or_path), list(known))} "
+            f"Available: {', '.join(known)}."
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as text: {error}.") from error
+    return from_toml(text, str(path))
+
+
+def from_toml(text: str, origin: str) -> Recipe:
+    """Makes a recipe from TOML; `origin` says in errors where the text came from."""
+    try:
+        return _from_tables(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{origin} is not valid TOML: {error}.") from error
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from error
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The whole recipe with every default written out; `from_toml` gives the same recipe back."""
+    import tomli_w  # here, since only a run needs to write one
+
+    return tomli_w.dumps(dataclasses.asdict(recipe))
+
+
+def updated(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """A copy with other values by dotted key: `updated(recipe, {"heads.count": 2})`."""
+    tables = dataclasses.asdict(recipe)
+    for key, value in values.items():
+        *table, name = _known(key).split(".")
+        (tables[table[0]] if table else tables)[name] = value
+    return _from_tables(tables)
+
+
+def apply_overrides(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
+    """A copy with `a.b=c` assignments applied, as `--set` takes them. Values are TOML; bare words are strings."""
+    values = {}
+    for assignment in assignments:
+        key, equals, text = (part.strip() for part in assignment.partition("="))
+        if not equals or not key:
+            raise UserError(f"`--set` must look like heads.count=2. Received: --set {assignment!r}.")
+        values[key] = _value(_known(key), text)
+    return updated(recipe, values)
+
+
+def _value(key: str, text: str) -> Any:
+    try:
+        value = tomllib.loads(f"value = {text}").get("value")
+    except tomllib.TOMLDecodeError:
+        return text
+    # `--set data.source=2024` means a folder of that name.
+    return text if dict(documented_fields())[key].type is str and not isinstance(value, str) else value
+
+
+def _from_tables(tables: Mapping[str, Any]) -> Recipe:
+    values = dict(tables)
+    sections = {
+        spec.name: spec.default for spec in dataclasses.fields(Recipe) if isinstance(spec.default, _Table)
+    }
+    for key, value in tables.items():
+        if key not in sections:
+            _known(key)
+        elif isinstance(value, dict):
+            for name in value:
+                _known(f"{key}.{name}")
+            values[key] = dataclasses.replace(sections[key], **value)
+        else:
+            raise UserError(
+                f"`{key}` must be a table: [{key}] and its fields below. Received: {key}={value!r}."
+            )
+    return Recipe(**values)
+
+
+def _known(key: str) -> str:
+    """Checks that a dotted key exists."""
+    keys = [name for name, _ in documented_fields()]
+    if key in keys:
+        return key
+    tables = {name.partition(".")[0]: name for name in reversed(keys) if "." in name}
+    if key in tables:
+        raise UserError(f"`{key}` is a table: set one of its fields, such as `{tables[key]}`.")
+    fields = {name.rpartition(".")[2]: name for name in keys}
+    close = _closest(key, [*keys, *tables]) or _closest(key.rpartition(".")[2], fields)
+    raise UserError(f"Unknown key `{key}`.{close or ' `keras-mtp recipes --fields` lists all keys.'}")
+
+
+def _closest(word: str, known: Sequence[str] | Mapping[str, str]) -> str:
+    """A question whether something known was meant, if it is spelt nearly the same."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
+    if not close:
+        return ""
+    return f" Did you mean `{known[close[0]] if isinstance(known, Mapping) else close[0]}`?"

@@ -1,0 +1,296 @@
+"""What a run leaves to read: `report.json` for programs, `report.md` and `curves.png` for people.
+
+Numbers stand with the number of items behind them, a share with its standard error, and data that are no benchmark are
+never called one.
+"""
+
+import importlib.metadata
+import json
+import math
+import shlex
+import statistics
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from keras_mtp import curves
+
+if TYPE_CHECKING:
+    from keras_mtp.evaluation import HeadScore, TaskScore
+    from keras_mtp.memory import Clock
+    from keras_mtp.models.backbone import BaseInfo
+    from keras_mtp.recipe import Recipe
+    from keras_mtp.tasks.task import Task
+
+JSON, MARKDOWN, CURVES = "report.json", "report.md", "curves.png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadResult:
+    """One head on the held-out examples.
+
+    Args:
+        loss_before: nats per answer token before any training. loss_after: the same at the end.
+        top1_before: share of answer tokens whose largest logit was right, before. top1: the same at the end.
+    """
+
+    loss_before: float
+    loss_after: float
+    top1_before: float
+    top1: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskResult:
+    """The task's own score on answers generated for the test split.
+
+    Args:
+        metric: its name, as "exact_match". value_before, value: mean over the items, before and at the end.
+        n: number of test items.
+    """
+
+    metric: str
+    value_before: float
+    value: float
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A run's results and what is needed to repeat it.
+
+    Args:
+        recipe: the recipe's name. backend: what Keras ran on. seed: the recipe's. steps: joint optimizer steps done.
+        model: the base model's name. model_licence: its licence.
+        data: the task's title, as "GSM8K" or "generated word problems (not GSM8K)". data_source: "hub", "builtin" or a
+            folder. data_revision: of the hub. data_licence: their licence.
+        is_benchmark: False if a score on these data is no benchmark result.
+        held_out: results by head. held_out_n: number of held-out examples.
+        task: the task's score.
+        tokens_per_second: real tokens trained on per second of joint training.
+        peak_bytes: peak resident memory less that after imports.
+        seconds: of the whole run. padding_share: share of padding in what training computed.
+        skipped_examples: training examples left out for their length.
+        date: when the run ended, ISO 8601. versions: by package. command: what repeats the run, argument by argument.
+    """
+
+    recipe: str
+    backend: str
+    model: str
+    model_licence: str
+    data: str
+    data_source: str
+    data_licence: str
+    data_revision: str | None = None
+    is_benchmark: bool
+    seed: int
+    steps: int
+    held_out: Mapping[str, HeadResult]
+    held_out_n: int
+    task: TaskResult
+    tokens_per_second: float
+    peak_bytes: int
+    seconds: float
+    padding_share: float
+    skipped_examples: int
+    date: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+    command: Sequence[str] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `report.json`."""
+        heads = {
+            name: {"loss_before": head.loss_before, "loss_after": head.loss_after, "top1": head.top1}
+            for name, head in self.held_out.items()
+        }
+        return {
+            "recipe": self.recipe,
+            "backend": self.backend,
+            "model": self.model,
+            "data": self.data,
+            "seed": self.seed,
+            "steps": self.steps,
+            "held_out": {**heads, "n": self.held_out_n},
+            "task": {
+                "metric": self.task.metric,
+                "value_before": self.task.value_before,
+                "value": self.task.value,
+                "n": self.task.n,
+            },
+            "tokens_per_second": self.tokens_per_second,
+            "peak_bytes": self.peak_bytes,
+        }
+
+
+def from_run(
+    *,
+    recipe: "Recipe",
+    backend: str,
+    base: "BaseInfo",
+    task: "Task",
+    before: "tuple[Mapping[str, HeadScore], TaskScore]",
+    after: "tuple[Mapping[str, HeadScore], TaskScore]",
+    padding_share: float,
+    skipped_examples: int,
+    rows: Sequence[curves.Row],
+    clock: "Clock",
+    folder: Path,
+) -> Report:
+    """Puts a run's results together.
+
+    Args:
+        before, after: scores of every head on the held-out examples, and of the test items.
+        rows: of the metrics log; the speed is the median over its joint steps.
+    """
+    (heads_before, answers_before), (heads, answers) = before, after
+    speeds = [row["tokens_per_second"] for row in rows if row["stage"] == "joint" and row["step"]]
+    return Report(
+        recipe=recipe.name,
+        backend=backend,
+        model=base.name,
+        model_licence=base.licence,
+        data=task.title,
+        data_source=task.source,
+        data_revision=task.revision,
+        data_licence=task.licence,
+        is_benchmark=task.is_benchmark,
+        seed=recipe.training.seed,
+        steps=recipe.training.steps,
+        held_out={name: _head_result(heads_before[name], score) for name, score in heads.items()},
+        held_out_n=len(heads["head_1"].nats),
+        task=TaskResult(
+            metric=answers.metric, value_before=answers_before.value, value=answers.value, n=answers.n
+        ),
+        tokens_per_second=statistics.median(speeds),
+        peak_bytes=clock.peak_bytes,
+        seconds=clock.seconds,
+        padding_share=padding_share,
+        skipped_examples=skipped_examples,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions={
+            name: importlib.metadata.version(name) for name in ("keras_mtp", "keras", "keras-hub", backend)
+        },
+        command=("keras-mtp", "recipe", str(folder / "recipe.toml"), "--backend", backend),
+    )
+
+
+def _head_result(before: "HeadScore", after: "HeadScore") -> HeadResult:
+    return HeadResult(
+        loss_before=before.loss, loss_after=after.loss, top1_before=before.top1, top1=after.top1
+    )
+
+
+def write(report: Report, folder: Path) -> None:
+    """Writes `report.json` and `report.md` into a run's folder."""
+    (folder / MARKDOWN).write_text(markdown(report), encoding="utf-8")
+    (folder / JSON).write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
+
+
+def plot(rows: Sequence[curves.Row], report: Report, folder: Path) -> None:
+    """Draws `curves.png` from the rows of `metrics.csv`."""
+    subtitle = (
+        f"recipe {report.recipe}, {report.backend}, seed {report.seed}, {report.held_out_n} held-out examples"
+    )
+    curves.draw(rows, title=f"{report.model} on {report.data}", subtitle=subtitle).savefig(folder / CURVES)
+
+
+def summary(report: Report) -> str:
+    """The results as plain text for a terminal, at most 100 columns wide."""
+    table = Table("", "before", "after", title=_title(report), title_justify="left", title_style="", box=None)
+    for label, before, after in _results(report):
+        table.add_row(label, before, after)
+    console = Console(file=StringIO(), width=100, color_system=None)
+    console.print(table)
+    text = "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]
+    notes = [_caution(report), _cost(report)]
+    return "\n".join([text, "", *(textwrap.fill(note, 100) for note in notes if note)])
+
+
+def markdown(report: Report) -> str:
+    """The content of `report.md`."""
+    caution = _caution(report)
+    rows = [f"| {label} | {before} | {after} |" for label, before, after in _results(report)]
+    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    revision = f", revision {report.data_revision}" if report.data_revision else ""
+    facts = {
+        "Model": f"{report.model}. Licence: {report.model_licence}",
+        "Data": f"{report.data}, from {report.data_source}{revision}. Licence: {report.data_licence}",
+        "Training": f"{report.steps} joint optimizer steps, seed {report.seed}. {_skipped(report)}",
+        "Cost": _cost(report),
+        "Software": f"{versions}; Keras on {report.backend}",
+        "Date": report.date,
+    }
+    return "\n".join(
+        [
+            f"# {_title(report)}",
+            "",
+            *([f"> **{caution}**", ""] if caution else []),
+            "| | before | after |",
+            "|---|---|---|",
+            *rows,
+            "",
+            f"![Loss over the run]({CURVES})",
+            "",
+            "Held-out examples are taken out of the training split and never trained on; a held-out loss is the sum of",
+            "nats over all their answer tokens, divided by the number of these tokens. `head_1` predicts the next token,",
+            "`head_2` the one after it, and so on. The test items were looked at only before the first and after the last",
+            "training step. ± is one standard error: it covers the choice of test items, not that of the seed.",
+            "",
+            *(f"- **{name}:** {text}" for name, text in facts.items()),
+            "",
+            "To repeat the run, with the recipe as it was run beside this report:",
+            "",
+            f"    {shlex.join(report.command)}",
+            "",
+        ]
+    )
+
+
+def _title(report: Report) -> str:
+    return f"{report.model} on {report.data} ({report.backend}, seed {report.seed}, {report.steps} steps)"
+
+
+def _results(report: Report) -> list[tuple[str, str, str]]:
+    """Rows of (what, before, after)."""
+    rows = []
+    for name, head in report.held_out.items():
+        rows.append(
+            (f"{name}: held-out loss, nats per token", f"{head.loss_before:.4f}", f"{head.loss_after:.4f}")
+        )
+        rows.append((f"{name}: held-out top-1", f"{head.top1_before:.1%}", f"{head.top1:.1%}"))
+    task = report.task
+    label = f"{task.metric.replace('_', ' ')} on {task.n} test items"
+    rows.append((label, _share(task.value_before, task.n), _share(task.value, task.n)))
+    first = report.held_out_n
+    return [(f"{what} ({first} examples)" if "held-out" in what else what, b, a) for what, b, a in rows]
+
+
+def _share(value: float, n: int) -> str:
+    return f"{value:.1%} ± {math.sqrt(value * (1 - value) / n):.1%}"
+
+
+def _caution(report: Report) -> str:
+    if report.is_benchmark:
+        return ""
+    return f"The data are {report.data}. They show that training works; the score is not comparable with any published one."
+
+
+def _skipped(report: Report) -> str:
+    return (
+        f"{report.skipped_examples} training examples were skipped for their length; {report.padding_share:.0%} of the "
+        "tokens computed were padding."
+    )
+
+
+def _cost(report: Report) -> str:
+    return (
+        f"{report.seconds / 60:.1f} minutes, {report.tokens_per_second:.0f} tokens/s in training, "
+        f"{report.peak_bytes / 2**30:.2f} GiB at the peak beyond the imports."
+    )

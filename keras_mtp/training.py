@@ -1,0 +1,197 @@
+"""Two stages of plain Keras `compile` and `fit`.
+
+    warmup   the heads learn on a frozen trunk without its prefix being moved: a head that starts as a copy of the
+             backbone confidently says token t+1, is worse than uniform on its own target, and would pull the prefix
+             the wrong way
+    joint    the prefix learns from head_1, and from the heads with a small weight; the heads learn too, unless frozen
+
+Every group of weights (prefix; heads) has an AdamW of its own, with its own learning rate and clipped by its own norm:
+the heads then reach the prefix through their loss only, never through a shared norm, and a run with detached heads is a
+true control. A Keras epoch is the stretch between two evaluations.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import keras
+
+from keras_mtp import backend
+from keras_mtp.callbacks import HeldOut, StepLog
+from keras_mtp.data.batches import Batches
+from keras_mtp.data.encoding import Encoded
+from keras_mtp.errors import UserError
+from keras_mtp.evaluation import HeldOutEvaluation
+from keras_mtp.losses import LinearCrossEntropy
+from keras_mtp.metrics import MetricsLog
+from keras_mtp.models.mtp_causal_lm import MTPCausalLM
+from keras_mtp.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What both stages leave besides the trained model.
+
+    Args:
+        optimizer: of the joint stage; its state belongs into the checkpoint.
+        padding_share: share of padding in the positions that the joint stage computed.
+    """
+
+    optimizer: keras.optimizers.Optimizer
+    padding_share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One `compile` and `fit`.
+
+    Args:
+        name: "warmup" or "joint"; also names the stream of batches.
+        steps: optimizer steps.
+        view: the model to fit, with hidden states as outputs.
+        loss_weights: {"head_k": weight}.
+        optimizer: one AdamW per group.
+        evaluate_every: optimizer steps per Keras epoch.
+    """
+
+    name: str
+    steps: int
+    view: keras.Model
+    loss_weights: dict[str, float]
+    optimizer: keras.optimizers.Optimizer
+    evaluate_every: int
+
+
+def train(
+    model: MTPCausalLM,
+    examples: Sequence[Encoded],
+    recipe: Recipe,
+    log: MetricsLog,
+    evaluate: HeldOutEvaluation,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> Trained:
+    """Runs both stages of a recipe on a model.
+
+    Args:
+        model: the model to train, in place.
+        examples: encoded training examples.
+        recipe: what to do. log: gets a row per step. evaluate: called before training and at every evaluation.
+        callbacks: further Keras callbacks (TensorBoard, your own). Their `logs` are those of the last step, and at the
+            end of an epoch, which is the stretch between two evaluations, also `val_head_k_loss`.
+    """
+    if model.heads and recipe.heads.warmup_steps:
+        stage = _warmup(model, recipe)
+        batches = _batches(stage, examples, recipe)
+        _fit(stage, batches, model, [StepLog(log, stage.name, batches), *callbacks])
+    stage = _joint(model, recipe)
+    batches = _batches(stage, examples, recipe)
+    log.step(stage.name, 0)
+    log.evaluation(evaluate())
+    _fit(stage, batches, model, [StepLog(log, stage.name, batches), HeldOut(evaluate, log), *callbacks])
+    log.flush()
+    return Trained(optimizer=stage.optimizer, padding_share=batches.padding_share())
+
+
+def _warmup(model: MTPCausalLM, recipe: Recipe) -> Stage:
+    _set_trainable(model, prefix=False, heads=True)
+    return Stage(
+        name="warmup",
+        steps=recipe.heads.warmup_steps,
+        view=model.training_view(only_heads=True),
+        loss_weights=dict.fromkeys(model.head_names[1:], 1.0),
+        optimizer=_optimizer(model, recipe, recipe.heads.warmup_steps),
+        evaluate_every=recipe.heads.warmup_steps,
+    )
+
+
+def _joint(model: MTPCausalLM, recipe: Recipe) -> Stage:
+    heads = recipe.heads
+    _set_trainable(model, prefix=True, heads=not heads.freeze)
+    further = {name: heads.weight * heads.decay**i for i, name in enumerate(model.head_names[1:])}
+    return Stage(
+        name="joint",
+        steps=recipe.training.steps,
+        view=model.training_view(detach=heads.detach),
+        loss_weights={"head_1": 1.0, **further},
+        optimizer=_optimizer(model, recipe, recipe.training.steps),
+        evaluate_every=min(recipe.evaluation.every, recipe.training.steps),
+    )
+
+
+def _batches(stage: Stage, examples, recipe: Recipe) -> Batches:
+    return Batches(
+        examples,
+        heads=tuple(stage.loss_weights),
+        steps=stage.steps,
+        batch_size=recipe.training.batch_size,
+        accumulation=recipe.training.accumulation,
+        buckets=recipe.data.buckets,
+        seed=recipe.training.seed,
+        purpose=stage.name,
+    )
+
+
+def _fit(stage: Stage, batches: Batches, model: MTPCausalLM, callbacks) -> None:
+    unembedding = model.backbone.token_embedding
+    losses = {
+        name: LinearCrossEntropy(unembedding, trained=name == "head_1" and unembedding.trainable)
+        for name in stage.loss_weights
+    }
+    stage.view.compile(optimizer=stage.optimizer, loss=losses, loss_weights=stage.loss_weights)
+    stage.view.fit(
+        backend.fit_input(batches),
+        steps_per_epoch=stage.evaluate_every * batches.accumulation,
+        epochs=-(-stage.steps // stage.evaluate_every),
+        callbacks=callbacks,
+        verbose=0,
+        shuffle=False,
+    )
+
+
+def _set_trainable(model: MTPCausalLM, *, prefix: bool, heads: bool) -> None:
+    if model.prefix_embedding is not None:
+        model.prefix_embedding.trainable = prefix
+    for head in model.heads:
+        head.trainable = heads
+
+
+def _optimizer(model: MTPCausalLM, recipe: Recipe, steps: int) -> keras.optimizers.Optimizer:
+    """One AdamW per group of weights that is to be trained."""
+    heads = {v.path for head in model.heads for v in head.trainable_variables}
+    others = {v.path for v in model.trainable_variables} - heads
+    if not heads and not others:
+        raise UserError(
+            "The recipe trains nothing: prefix.length is 0 and there are no heads to train. "
+            "Set prefix.length, or heads.count with heads.freeze=false."
+        )
+    main = _adamw(recipe, recipe.training.learning_rate, steps, "main")
+    if not heads:
+        return main
+    heads_optimizer = _adamw(recipe, recipe.heads.learning_rate, steps, "heads")
+    if not others:
+        return heads_optimizer
+    return keras.optimizers.MultiOptimizer(
+        keras.optimizers.OptimizerMap(main, optimizer_map=dict.fromkeys(sorted(heads), heads_optimizer))
+    )
+
+
+def _adamw(recipe: Recipe, learning_rate: float, steps: int, name: str) -> keras.optimizers.AdamW:
+    """AdamW with a linear warm-up, then a cosine to zero, clipped by the norm of all its gradients together.
+
+    Keras counts micro-batches, not optimizer steps, when it looks up the schedule; hence the factor.
+    """
+    training = recipe.training
+    warmup = round(training.learning_rate_warmup * steps) * training.accumulation
+    schedule = keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=learning_rate / max(warmup, 1),
+        decay_steps=max(steps * training.accumulation - warmup, 1),
+        warmup_target=learning_rate,
+        warmup_steps=warmup,
+    )
+    return keras.optimizers.AdamW(
+        learning_rate=schedule,
+        weight_decay=training.weight_decay,
+        epsilon=training.epsilon,
+        global_clipnorm=training.clip_norm or None,
+        gradient_accumulation_steps=training.accumulation if training.accumulation > 1 else None,
+        name=name,
+    )

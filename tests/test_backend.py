@@ -1,0 +1,107 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import pytest
+
+from keras_mtp import backend
+from keras_mtp.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(code: str, *options: str, **environment: str) -> str:
+    """Runs code in a fresh process, where Keras is not imported yet."""
+    inherited = {k: v for k, v in os.environ.items() if k not in (*DEFAULTS, "KERAS_BACKEND")}
+    command = [sys.executable, *options, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"]
+    result = subprocess.run(command, env=inherited | environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+DEFAULTS = (
+    "TF_CPP_MIN_LOG_LEVEL",
+    "OMP_WAIT_POLICY",
+    "JAX_COMPILATION_CACHE_DIR",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
+)
+SELECT = "from keras_mtp import backend; print(backend.select({}))"
+MISTAKE = """
+from keras_mtp import backend
+from keras_mtp.errors import UserError
+try:
+    backend.select({})
+except UserError as error:
+    print(error)
+"""
+
+
+def test_choice_goes_before_the_environment_and_reaches_keras():
+    name = keras.config.backend()
+    other = next(b for b in backend.BACKENDS if b != name)
+    code = SELECT.format(repr(name)) + "\nimport keras; print(keras.config.backend())"
+    assert run(code, KERAS_BACKEND=other).split() == [name, name]
+
+
+def test_environment_goes_before_what_is_installed():
+    assert run(SELECT.format(""), KERAS_BACKEND="torch") == "torch"
+    assert run(SELECT.format("")) == "jax"
+
+
+def test_selecting_imports_no_backend():
+    code = SELECT.format("") + "\nprint({'keras', 'jax', 'torch', 'tensorflow', 'numpy'} & set(sys.modules))"
+    assert run(code).split() == ["jax", "set()"]
+
+
+def test_not_installed_backend_names_the_extra_to_install():
+    bare = ("-S", "-E")  # without site-packages there is no backend
+    assert 'pip install "keras_mtp[torch]"' in run(MISTAKE.format("'torch'"), *bare)
+    assert "No backend is installed" in run(MISTAKE.format(""), *bare)
+
+
+def test_unknown_backend_is_refused():
+    with pytest.raises(UserError, match="`--backend` must be one of jax, tensorflow, torch"):
+        backend.select("pytorch")
+    assert "`KERAS_BACKEND` must be one of" in run(MISTAKE.format(""), KERAS_BACKEND="mxnet")
+
+
+def test_backend_cannot_change_once_keras_is_imported():
+    name = keras.config.backend()
+    other = next(b for b in backend.BACKENDS if b != name)
+    assert backend.select(name) == name
+    with pytest.raises(UserError, match=f"Keras already runs on {name} and cannot change to {other}"):
+        backend.select(other)
+    assert os.environ["KERAS_BACKEND"] == name
+
+
+def test_defaults_of_the_environment_give_way_to_the_user(tmp_path):
+    show = (
+        "\nimport os; print(os.environ.get('JAX_COMPILATION_CACHE_DIR'), os.environ['TF_CPP_MIN_LOG_LEVEL'])"
+    )
+    jax = SELECT.format("'jax'") + show
+    if sys.platform == "linux":
+        assert run(jax, XDG_CACHE_HOME=str(tmp_path)).split() == ["jax", f"{tmp_path}/keras_mtp/jax", "2"]
+    assert run(jax, JAX_COMPILATION_CACHE_DIR="/mine", TF_CPP_MIN_LOG_LEVEL="0").split() == [
+        "jax",
+        "/mine",
+        "0",
+    ]
+    assert (
+        run(SELECT.format("'torch'") + "\nimport os; print(os.environ['OMP_WAIT_POLICY'])").split()[-1]
+        == "PASSIVE"
+    )
+
+
+def test_quiet_imports_keep_what_is_not_a_greeting():
+    code = """
+import os
+from keras_mtp import backend
+with backend.quiet_imports():
+    os.write(2, b"I0000 00:00:1 port.cc:153] oneDNN custom operations are on.\\n")
+    print("a warning", file=sys.stderr)
+print("later", file=sys.stderr)
+"""
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stderr == "a warning\nlater\n"

@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+
+from keras_mtp.data.batches import Batches, bucket_lengths
+from keras_mtp.data.splits import split_held_out
+from keras_mtp.errors import UserError
+from tests import tiny
+
+
+def _batches(**overrides) -> Batches:
+    arguments = {"heads": ("head_1", "head_2"), "steps": 30, "batch_size": 4, "seed": 0} | overrides
+    return Batches(tiny.encoded(41, longest=60), **arguments)
+
+
+def _ids(batches: Batches) -> list[list[int]]:
+    return [batches.step_examples(step).tolist() for step in range(batches.steps)]
+
+
+def test_order_is_a_function_of_seed_and_purpose_alone():
+    assert _ids(_batches()) == _ids(_batches(heads=("head_4",)))
+    assert _ids(_batches()) != _ids(_batches(seed=1))
+    assert _ids(_batches()) != _ids(_batches(purpose="warmup"))
+
+
+def test_any_step_can_be_entered_without_those_before():
+    assert _batches().step_examples(23).tolist() == _ids(_batches())[23]
+
+
+def test_an_epoch_visits_every_example_at_most_once_and_leaves_out_less_than_a_batch():
+    seen = np.concatenate([_batches().step_examples(step) for step in range(10)])
+    assert len(seen) == len(set(seen.tolist())) == 40
+
+
+def test_what_an_epoch_leaves_out_changes():
+    left_out = {
+        frozenset(range(41)) - set(_batches().epoch_order(epoch).ravel().tolist()) for epoch in range(8)
+    }
+    assert len(left_out) > 1
+
+
+def test_weights_of_each_head_sum_to_one():
+    for index in range(5):
+        _, targets, weights = _batches()[index]
+        assert targets.keys() == weights.keys() == {"head_1", "head_2"}
+        for weight in weights.values():
+            assert weight.sum() == pytest.approx(1.0, abs=1e-6)
+
+
+def test_accumulation_splits_the_same_batch():
+    whole, split = _batches(), _batches(accumulation=2)
+    assert split.num_batches == 2 * whole.num_batches
+    x, targets, weights = whole[3]
+    halves = split[6], split[7]
+    np.testing.assert_array_equal(np.concatenate([h[0] for h in halves]), x)
+    for name in targets:
+        np.testing.assert_array_equal(np.concatenate([h[1][name] for h in halves]), targets[name])
+        # Keras averages the gradients of the halves: each weighs twice.
+        np.testing.assert_allclose(np.concatenate([h[2][name] for h in halves]) / 2, weights[name], rtol=1e-6)
+
+
+def test_heads_are_those_asked_for():
+    _, targets, _ = _batches(heads=("head_2",))[0]
+    assert list(targets) == ["head_2"]
+
+
+def test_few_lengths_and_little_padding():
+    batches = _batches(steps=100, buckets=3)
+    widths = {batches[i][0].shape[1] for i in range(100)}
+    assert len(widths) <= 3
+    assert 0 < batches.padding_share() < _batches(steps=100, buckets=1).padding_share()
+    assert batches.tokens(0) == batches[0][0].size
+
+
+def test_buckets_are_the_best_there_are():
+    lengths = np.array([8] * 10 + [16] * 10 + [64] * 10 + [72])
+    assert bucket_lengths(lengths, 1).tolist() == [72]
+    assert bucket_lengths(lengths, 2).tolist() == [16, 72]
+    assert bucket_lengths(lengths, 9).tolist() == [8, 16, 64, 72]
+
+
+def test_too_few_examples_for_a_batch():
+    with pytest.raises(UserError, match=r"Received: 3 examples for training\.batch_size=4"):
+        Batches(tiny.encoded(3), heads=("head_1",), steps=1, batch_size=4)
+
+
+def test_held_out_slice_is_fixed_and_apart():
+    items = tiny.encoded(200)
+    train, held_out = split_held_out(items, 10)
+    train_again, more = split_held_out(items, 15)
+    assert [i.id for i in train] == [i.id for i in train_again]
+    assert [i.id for i in more[:10]] == [i.id for i in held_out]
+    assert len(more) == 15 and len(train) == 180
+    assert not {i.id for i in more} & {i.id for i in train}

@@ -1,0 +1,131 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from keras_mtp import cli
+from keras_mtp.errors import UserError
+from keras_mtp.recipe import documented_fields
+
+ROOT = Path(__file__).parent.parent
+COMMANDS = ("recipe", "recipes", "evaluate", "generate")
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(cli.cli, arguments, prog_name="keras-mtp")
+
+
+def test_help_imports_no_keras():
+    command = [sys.executable, "-X", "importtime", "-m", "keras_mtp", "--help"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    imported = set(re.findall(r"\|\s+([\w.]+)$", result.stderr, flags=re.MULTILINE))
+    assert "keras_mtp.cli" in imported
+    assert not imported & {"keras", "keras_hub", "jax", "tensorflow", "torch", "numpy", "matplotlib"}
+    assert "keras-mtp recipe gsm8k" in result.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_and_speaks_json(command):
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert "--json" in result.stdout
+
+
+def test_version():
+    assert run("--version").stdout == "keras-mtp, version 0.1.0\n"
+
+
+def test_recipes_lists_what_can_be_run():
+    assert "gsm8k\n" in run("recipes").stdout
+    listed = json.loads(run("recipes", "--json").stdout)
+    assert listed[0].keys() == {"name", "task", "description"}
+
+
+def test_fields_lists_every_field_with_its_default():
+    fields = json.loads(run("recipes", "--fields", "--json").stdout)
+    assert [field["key"] for field in fields] == [key for key, _ in documented_fields()]
+    text = run("recipes", "--fields").stdout
+    assert 'heads.kind = "transformer"   (transformer | linear)' in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["recipe", "gsm8"], "Did you mean `gsm8k`?"),
+        (
+            ["recipe", "gsm8k", "--set", "heads.cuont=1"],
+            "Unknown key `heads.cuont`. Did you mean `heads.count`?",
+        ),
+        (["recipe", "gsm8k", "--set", "heads.count=x"], "`heads.count` must be a whole number."),
+        (["recipe", "gsm8k", "--backend", "pytorch"], "'pytorch' is not one of"),
+        (["evaluate", "no-such-run"], "`RUN` must be the folder of a run"),
+        (["generate", "no-such-run", "hello"], "`RUN` must be the folder of a run"),
+        (["evaluate", "no-such-run", "--limit", "0"], "--limit"),
+        (["nonsense"], "No such command"),
+    ],
+)
+def test_mistakes_end_with_2_and_without_traceback(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert message in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("Error: ")
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_mistake_in_a_fresh_process_is_one_line():
+    command = [sys.executable, "-m", "keras_mtp", "recipe", "gsm8"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert re.fullmatch(r"Error: No recipe named 'gsm8'[^\n]*\n", result.stderr)
+
+
+def test_finished_run_is_not_overwritten(tmp_path):
+    (tmp_path / "report.json").write_text("{}")
+    result = run("recipe", "gsm8k", "--run", str(tmp_path))
+    assert result.exit_code == 2
+    assert "which holds a finished run's report" in result.stderr
+    assert (tmp_path / "report.json").read_text() == "{}"
+
+
+def test_run_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    result = run("recipe", "gsm8k", "--run", str(tmp_path / "file" / "run"))
+    assert result.exit_code == 2
+    assert "`--run` must be a folder that can be made" in result.stderr
+
+
+def test_interruption_and_long_messages():
+    group = cli._Commands("group")
+
+    @group.command()
+    def interrupted():
+        raise KeyboardInterrupt
+
+    @group.command()
+    def mistaken():
+        raise UserError("two\nlines")
+
+    assert CliRunner().invoke(group, ["interrupted"]).exit_code == 130
+    assert CliRunner().invoke(group, ["mistaken"]).stderr == "Error: two lines\n"
+
+
+def test_what_libraries_print_stays_out_of_the_result():
+    group = click.Group()
+
+    @group.command()
+    def noisy():
+        with cli._only_result_on_stdout():
+            print("chatter")
+        cli._print_json({"a": 1})
+
+    result = CliRunner().invoke(group, ["noisy"])
+    assert json.loads(result.stdout) == {"a": 1}
+    assert result.stderr == "chatter\n"

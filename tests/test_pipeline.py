@@ -1,0 +1,207 @@
+"""A whole recipe on a tiny model: every file of the run folder, and what is made of it later."""
+
+import csv
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from keras_mtp import checkpoint, pipeline
+from keras_mtp.errors import UserError
+from keras_mtp.models.backbone import base_info
+from keras_mtp.models.from_recipe import model_from_recipe
+from keras_mtp.recipe import Recipe, load_recipe, updated
+from keras_mtp.report import Report
+from tests import tiny
+from tests.tiny_gguf import write_tiny_gguf
+
+
+def _recipe(folder, **changes) -> Recipe:
+    settings = {
+        "data.source": str(folder),
+        "data.max_tokens": 300,
+        "data.buckets": 1,
+        "model.name": str(folder / "tiny.gguf"),
+        "prefix.length": 3,
+        "heads.count": 2,
+        "heads.warmup_steps": 2,
+        "training.steps": 3,
+        "training.batch_size": 2,
+        "evaluation.limit": 3,
+        "evaluation.every": 2,
+        "evaluation.batch_size": 2,
+        "evaluation.max_new_tokens": 4,
+    }
+    return updated(load_recipe("gsm8k"), settings | {k.replace("__", "."): v for k, v in changes.items()})
+
+
+def _data(folder) -> None:
+    """A folder in GSM8K's format, and the tiny model."""
+    for split, numbers in (("train", range(40)), ("test", range(40, 45))):
+        rows = [{"question": f"{n} + 1?", "answer": f"<<{n}+1={n + 1}>>\n#### {n + 1}"} for n in numbers]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_tiny_gguf(folder / "tiny.gguf")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> tuple:
+    """One run, shared by the tests that only look at it."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    _data(folder)
+    recipe = _recipe(folder)
+    return recipe, folder / "run", pipeline.run(recipe, folder / "run", progress=False)
+
+
+def test_run_folder(done):
+    _, run, _ = done
+    assert {path.name for path in run.iterdir()} == {
+        "recipe.toml",
+        "metrics.csv",
+        "checkpoint",
+        "answers.jsonl",
+        "report.json",
+        "report.md",
+        "curves.png",
+    }
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_resolved_recipe_is_kept(done):
+    recipe, run, _ = done
+    assert load_recipe(run / "recipe.toml") == recipe
+
+
+def test_report_json(done):
+    _, run, result = done
+    data = json.loads((run / "report.json").read_text())
+    assert isinstance(result, Report) and data == result.to_json()
+    assert set(data) == {
+        *("recipe", "backend", "model", "data", "seed", "steps"),
+        *("held_out", "task", "tokens_per_second", "peak_bytes"),
+    }
+    assert data["backend"] == keras.config.backend() and data["model"] == "tiny" and data["data"] == "GSM8K"
+    assert set(data["held_out"]) == {"head_1", "head_2", "head_3", "n"} and data["held_out"]["n"] == 3
+    assert data["task"]["metric"] == "exact_match" and data["task"]["n"] == 3
+    assert data["tokens_per_second"] > 0 and data["peak_bytes"] >= 0
+
+
+def test_report_names_the_licences(done):
+    text = (done[1] / "report.md").read_text()
+    assert "cc0-1.0" in text and "MIT" in text
+
+
+def test_metrics_csv_has_a_row_per_step(done):
+    with (done[1] / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["stage"], int(row["step"])) for row in rows] == [
+        *(("warmup", step) for step in (1, 2)),
+        *(("joint", step) for step in (0, 1, 2, 3)),
+    ]
+    assert [row["step"] for row in rows if row["held_out_head_1_loss"]] == ["0", "2", "3"]
+
+
+def test_answers_are_kept(done):
+    rows = [json.loads(line) for line in (done[1] / "answers.jsonl").read_text().splitlines()]
+    assert len(rows) == 3 and rows[0]["prompt"] == "40 + 1?"
+    assert {"before", "score_before", "after", "score"} <= set(rows[0])
+
+
+def test_evaluate_gives_the_reports_numbers(done):
+    _, run, result = done
+    again = pipeline.evaluate(run)
+    for name, head in result.held_out.items():
+        assert again["held_out"][name]["loss"] == pytest.approx(head.loss_after, abs=1e-5)
+    assert again["task"] == {"metric": "exact_match", "value": result.task.value, "n": 3}
+
+
+def test_evaluate_with_a_limit_and_other_data(done):
+    again = pipeline.evaluate(done[1], data="builtin", limit=1)
+    assert again["held_out"]["n"] == again["task"]["n"] == 1
+    assert again["data"] == "generated word problems (not GSM8K)"
+
+
+def test_generate_answers_a_prompt(done):
+    assert isinstance(pipeline.generate(done[1], "1 + 1?", max_new_tokens=3), str)
+
+
+def test_checkpoint_holds_what_was_trained_and_no_more(done):
+    recipe, run, _ = done
+    model, _ = model_from_recipe(recipe)
+    start = tiny.arrays([model.prefix_embedding.embeddings])[0]
+    manifest = checkpoint.restore(run / "checkpoint", model, base=base_info(recipe.model.name))
+    assert manifest.steps == 3 and manifest.base == "tiny"
+    assert not np.array_equal(tiny.arrays([model.prefix_embedding.embeddings])[0], start)
+    names = set(checkpoint.trained_variables(model))
+    assert "prefix/embeddings" in names and "head_2/decoder/self_attention/query/kernel" in names
+    assert not any(name.startswith("backbone") for name in names)
+
+
+def test_generated_problems_are_never_called_gsm8k(tmp_path):
+    _data(tmp_path)
+    recipe = _recipe(
+        tmp_path, data__source="builtin", data__max_tokens=900, heads__count=0, evaluation__limit=1
+    )
+    result = pipeline.run(recipe, tmp_path / "run", progress=False)
+    assert result.data == "generated word problems (not GSM8K)" and not result.is_benchmark
+    assert "(not GSM8K)" in (tmp_path / "run" / "report.md").read_text()
+
+
+def _damage(run, name, change) -> None:
+    path = run / "checkpoint" / name
+    path.write_bytes(change(path.read_bytes()))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("trained.safetensors", lambda b: b[:-1] + bytes([b[-1] ^ 1]), "missing or damaged"),
+        ("trained.safetensors", lambda b: b[: len(b) // 2], "missing or damaged"),
+        ("optimizer.safetensors", lambda b: b[:-1] + bytes([b[-1] ^ 1]), "missing or damaged"),
+        ("checkpoint.json", lambda b: b[:40], "damaged or not written by keras_mtp"),
+        ("checkpoint.json", lambda b: b.replace(b'"format"', b'"farmat"'), "damaged or not written"),
+        ("checkpoint.json", lambda b: b.replace(b'"format": 1', b'"format": 9'), "has format 9"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused(done, tmp_path, name, change, message):
+    import shutil
+
+    shutil.copytree(done[1], tmp_path / "run")
+    _damage(tmp_path / "run", name, change)
+    with pytest.raises(UserError, match=message):
+        checkpoint.read_manifest(tmp_path / "run" / "checkpoint")
+
+
+def test_an_unfinished_run_is_refused(done, tmp_path):
+    (tmp_path / "recipe.toml").write_text((done[1] / "recipe.toml").read_text())
+    with pytest.raises(UserError, match="No finished checkpoint"):
+        pipeline.generate(tmp_path, "hello")
+
+
+def test_another_base_model_is_refused(done, tmp_path):
+    recipe, run, _ = done
+    write_tiny_gguf(tmp_path / "tiny.gguf", seed=5)
+    other = updated(recipe, {"model.name": str(tmp_path / "tiny.gguf")})
+    model, _ = model_from_recipe(other)
+    with pytest.raises(UserError, match="belongs to another base model"):
+        checkpoint.restore(run / "checkpoint", model, base=base_info(other.model.name))
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(done):
+    recipe, run, _ = done
+    model, _ = model_from_recipe(updated(recipe, {"heads.count": 1}))
+    with pytest.raises(UserError, match="does not fit the run's recipe"):
+        checkpoint.restore(run / "checkpoint", model, base=base_info(recipe.model.name))
+
+
+def test_bfloat16_storage_and_linear_heads_run(tmp_path):
+    _data(tmp_path)
+    recipe = _recipe(
+        tmp_path,
+        model__dtype="bfloat16",
+        training__dtype="mixed_bfloat16",
+        heads__kind="linear",
+        heads__freeze=False,
+        evaluation__limit=1,
+    )
+    assert pipeline.run(recipe, tmp_path / "run", progress=False).held_out["head_3"].loss_after > 0

@@ -1,0 +1,143 @@
+"""One contract for every serialisable class of the package, found by walking it."""
+
+import importlib
+import inspect
+import pkgutil
+
+import keras
+import numpy as np
+import pytest
+
+import keras_mtp
+from keras_mtp.layers.linear_head import LinearHead
+from keras_mtp.layers.prefix_embedding import PrefixEmbedding
+from keras_mtp.layers.transformer_head import TransformerHead
+from keras_mtp.layers.untrained import Untrained
+from keras_mtp.models.mtp_causal_lm import MTPCausalLM
+from tests import tiny
+
+
+def _bound(head):
+    head.bind(tiny.backbone(), keras.DTypePolicy("float32"))
+    return head
+
+
+def _dense():
+    dense = keras.layers.Dense(32)
+    dense.build((None, None, 32))
+    return dense
+
+
+# How to make one of each, ready to be called on (B, T, 32) states; the model takes token ids.
+MAKE = {
+    PrefixEmbedding: lambda **kw: PrefixEmbedding(4, **kw),
+    LinearHead: lambda **kw: LinearHead(**kw),
+    TransformerHead: lambda **kw: _bound(TransformerHead(**kw)),
+    Untrained: lambda **kw: Untrained(_dense(), **kw),
+    MTPCausalLM: lambda: MTPCausalLM(
+        tiny.backbone(), prefix_length=3, heads=[TransformerHead(), LinearHead()]
+    ),
+}
+LAYERS = [cls for cls in MAKE if cls is not MTPCausalLM]
+TRAINED = [cls for cls in LAYERS if cls is not Untrained]
+
+
+def _registered_classes() -> set[type]:
+    found = set()
+    for module in pkgutil.walk_packages(keras_mtp.__path__, "keras_mtp."):
+        if module.name.endswith("__main__"):
+            continue
+        for _, cls in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
+            if (
+                cls.__module__.startswith("keras_mtp.")
+                and keras.saving.get_registered_name(cls) != cls.__name__
+            ):
+                found.add(cls)
+    return found
+
+
+def _states(seed=0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(2, 5, 32)).astype("float32")
+
+
+def _call(thing):
+    inputs = tiny.token_ids() if isinstance(thing, MTPCausalLM) else _states()
+    return keras.tree.map_structure(keras.ops.convert_to_numpy, thing(inputs))
+
+
+def test_every_registered_class_is_under_contract():
+    assert _registered_classes() == set(MAKE)
+
+
+@pytest.mark.parametrize("cls", MAKE)
+def test_config_has_every_argument_of_the_constructor(cls):
+    arguments = set(inspect.signature(cls.__init__).parameters) - {"self", "kwargs"}
+    assert arguments <= set(MAKE[cls]().get_config())
+
+
+@pytest.mark.parametrize("cls", LAYERS)
+def test_config_survives_json(cls):
+    layer = MAKE[cls]()
+    text = keras.saving.serialize_keras_object(layer)
+    again = keras.saving.deserialize_keras_object(text)
+    assert again.get_config() == layer.get_config()
+
+
+@pytest.mark.parametrize("cls", LAYERS)
+def test_symbolic_shape_is_the_eager_shape(cls):
+    layer = MAKE[cls]()
+    symbolic = layer(keras.KerasTensor((2, 5, 32)))
+    assert tuple(symbolic.shape) == _call(layer).shape
+
+
+@pytest.mark.parametrize("cls", MAKE)
+def test_keras_file_gives_the_same_outputs(cls, tmp_path):
+    thing = MAKE[cls]()
+    if cls is not MTPCausalLM:
+        inputs = keras.Input((None, 32))
+        thing = keras.Model(inputs, thing(inputs))
+    thing.save(tmp_path / "it.keras")
+    again = keras.models.load_model(tmp_path / "it.keras")
+    keras.tree.map_structure(np.testing.assert_array_equal, _call(again), _call(thing))
+
+
+@pytest.mark.parametrize("cls", TRAINED)
+def test_one_step_moves_every_trainable_weight(cls):
+    inputs = keras.Input((None, 32))
+    model = keras.Model(inputs, MAKE[cls]()(inputs))
+    before = tiny.arrays(model.trainable_variables)
+    model.compile(keras.optimizers.SGD(0.1), loss="mse")
+    targets = np.random.default_rng(3).normal(size=_call(model).shape)
+    model.train_on_batch(_states(), targets)
+    for variable, value, old in zip(
+        model.trainable_variables, tiny.arrays(model.trainable_variables), before, strict=True
+    ):
+        assert not np.array_equal(value, old), variable.path
+
+
+def test_untrained_moves_nothing_but_lets_gradients_through():
+    dense = _dense()
+    inputs = keras.Input((None, 32))
+    first = keras.layers.Dense(32)
+    model = keras.Model(inputs, Untrained(dense)(first(inputs)))
+    before = tiny.arrays(dense.variables), tiny_first(first)
+    model.compile(keras.optimizers.SGD(0.1), loss="mse")
+    model.train_on_batch(_states(), _states(1))
+    for value, old in zip(tiny.arrays(dense.variables), before[0], strict=True):
+        np.testing.assert_array_equal(value, old)
+    assert not np.array_equal(tiny_first(first), before[1])
+
+
+def tiny_first(layer) -> np.ndarray:
+    return tiny.arrays(layer.variables)[0]
+
+
+@pytest.mark.parametrize("cls", TRAINED)
+def test_mixed_bfloat16_keeps_float32_weights(cls):
+    policy = keras.DTypePolicy("mixed_bfloat16")
+    layer = MAKE[cls](dtype=policy) if cls is not TransformerHead else TransformerHead()
+    if cls is TransformerHead:
+        layer.bind(tiny.backbone(dtype="bfloat16"), policy)
+    outputs = layer(keras.ops.cast(_states(), "bfloat16"))
+    assert keras.backend.standardize_dtype(outputs.dtype) == "bfloat16"
+    assert {v.dtype for v in layer.trainable_variables} == {"float32"}

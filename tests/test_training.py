@@ -1,0 +1,214 @@
+import dataclasses
+import warnings
+
+import keras
+import numpy as np
+import pytest
+
+from keras_mtp.callbacks import StepLog
+from keras_mtp.data.batches import Batches
+from keras_mtp.errors import UserError
+from keras_mtp.evaluation import HeldOutEvaluation
+from keras_mtp.layers.linear_head import LinearHead
+from keras_mtp.layers.transformer_head import TransformerHead
+from keras_mtp.metrics import MetricsLog
+from keras_mtp.models.mtp_causal_lm import MTPCausalLM
+from keras_mtp.recipe import Recipe, updated
+from keras_mtp.training import train
+from tests import tiny
+
+RECIPE = updated(
+    Recipe(name="tiny"),
+    {
+        "heads.warmup_steps": 5,
+        "heads.learning_rate": 0.01,
+        "training.steps": 20,
+        "training.batch_size": 4,
+        "training.learning_rate": 0.05,
+        "evaluation.every": 8,
+        "data.buckets": 1,
+    },
+)
+
+
+def _model(*heads, prefix_length=4, **backbone) -> MTPCausalLM:
+    return MTPCausalLM(
+        tiny.backbone(**backbone), prefix_length=prefix_length, prefix_start=[1, 2, 3, 4], heads=heads
+    )
+
+
+def _train(model, folder, callbacks=(), **changes):
+    """Runs the tiny recipe; returns the rows of its log."""
+    recipe = updated(RECIPE, {key.replace("__", "."): value for key, value in changes.items()})
+    log = MetricsLog(folder / "metrics.csv", model.head_names)
+    train(
+        model, tiny.encoded(40), recipe, log, HeldOutEvaluation(model, tiny.encoded(6, seed=9), 4), callbacks
+    )
+    log.close()
+    return log.rows
+
+
+def _prefix(model) -> np.ndarray:
+    return tiny.arrays([model.prefix_embedding.embeddings])[0]
+
+
+def test_both_stages_lower_the_loss(tmp_path):
+    rows = _train(_model(TransformerHead()), tmp_path)
+    warmup = [row for row in rows if row["stage"] == "warmup"]
+    joint = [row for row in rows if row["stage"] == "joint"]
+    assert [row["step"] for row in warmup] == [1, 2, 3, 4, 5]
+    assert [row["step"] for row in joint] == list(range(21))
+    assert "head_1_loss" not in warmup[0] and warmup[-1]["head_2_loss"] < warmup[0]["head_2_loss"]
+    evaluated = {row["step"]: row["held_out_head_1_loss"] for row in joint if "held_out_head_1_loss" in row}
+    assert list(evaluated) == [0, 8, 16, 20]
+    assert evaluated[20] < evaluated[0] - 0.3
+
+
+def test_no_warning_when_the_last_stretch_is_shorter(tmp_path):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Your input ran out of data")
+        _train(_model(), tmp_path, heads__count=0)
+
+
+def test_a_steps_loss_is_exact_not_a_running_mean(tmp_path):
+    model = _model()
+    rows = _train(model, tmp_path, training__learning_rate=0.0, heads__count=0)
+    batches = Batches(tiny.encoded(40), heads=("head_1",), steps=20, batch_size=4, buckets=1)
+    view = model.training_view()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
+    for step in (0, 7, 13):
+        ids, targets, weights = batches[step]
+        logits = model.backbone.token_embedding(view(ids)["head_1"], reverse=True)
+        expected = float(keras.ops.convert_to_numpy(loss(targets["head_1"], logits, weights["head_1"])))
+        assert rows[step + 1]["head_1_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_detached_heads_are_a_true_control(tmp_path):
+    """Heads on, their gradient cut: the prefix becomes that of a run without heads."""
+    without = _model()
+    _train(without, tmp_path, heads__count=0)
+    detached = _model(TransformerHead(), LinearHead())
+    _train(detached, tmp_path, heads__count=2, heads__detach=True, heads__freeze=False, heads__weight=1.0)
+    attached = _model(TransformerHead(), LinearHead())
+    _train(attached, tmp_path, heads__count=2, heads__freeze=False, heads__weight=1.0)
+    if keras.config.backend() == "torch":
+        np.testing.assert_array_equal(_prefix(detached), _prefix(without))
+    else:
+        np.testing.assert_allclose(_prefix(detached), _prefix(without), rtol=1e-6, atol=1e-7)
+    assert np.abs(_prefix(attached) - _prefix(without)).max() > 1e-3
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_frozen_weights_keep_every_byte_and_the_others_move(freeze, tmp_path):
+    model = _model(TransformerHead())
+    frozen = tiny.arrays(model.backbone.variables)
+    prefix, start = _prefix(model), tiny.arrays(model.heads[0].variables)
+    _train(model, tmp_path, heads__freeze=freeze)
+    for value, old in zip(tiny.arrays(model.backbone.variables), frozen, strict=True):
+        assert value.tobytes() == old.tobytes()
+    assert not np.array_equal(_prefix(model), prefix)
+    for value, old in zip(tiny.arrays(model.heads[0].variables), start, strict=True):
+        assert not np.array_equal(value, old), "the warm-up trains every weight of a head"
+
+
+def test_warm_up_leaves_the_prefix_alone_and_freeze_keeps_the_heads(tmp_path):
+    seen = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            seen.append((_prefix(model), tiny.arrays(model.heads[0].variables)))
+
+    model = _model(TransformerHead())
+    _train(model, tmp_path, callbacks=[Watch()], heads__freeze=True)
+    (prefix_at_start, head_at_start), (prefix_at_joint, head_at_joint) = seen
+    np.testing.assert_array_equal(prefix_at_start, prefix_at_joint)
+    assert not np.array_equal(head_at_start[0], head_at_joint[0])
+    for value, old in zip(tiny.arrays(model.heads[0].variables), head_at_joint, strict=True):
+        np.testing.assert_array_equal(value, old)
+
+
+def test_accumulation_changes_nothing(tmp_path):
+    whole, split = _model(TransformerHead()), _model(TransformerHead())
+    rows = _train(whole, tmp_path, heads__freeze=False)
+    split_rows = _train(split, tmp_path, heads__freeze=False, training__accumulation=4)
+    assert [row["step"] for row in rows] == [row["step"] for row in split_rows]
+    for row, other in zip(rows, split_rows, strict=True):
+        if "head_2_loss" in row:
+            assert row["head_2_loss"] == pytest.approx(other["head_2_loss"], abs=2e-3)
+    np.testing.assert_allclose(_prefix(whole), _prefix(split), atol=5e-3)
+
+
+def test_clipping_is_per_group(tmp_path):
+    """A tiny norm for everything: each group still moves by its own learning rate."""
+    model = _model(LinearHead())
+    before = _prefix(model)
+    _train(model, tmp_path, heads__freeze=False, training__clip_norm=1e-6, training__epsilon=1e-12)
+    assert np.abs(_prefix(model) - before).max() > 0.01
+
+
+def test_user_callbacks_see_the_held_out_loss_and_can_stop(tmp_path):
+    logs_seen = []
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            logs_seen.append(dict(logs))
+            self.model.stop_training = True
+
+    rows = _train(_model(), tmp_path, callbacks=[Stop()], heads__count=0)
+    assert len(logs_seen) == 1 and "val_head_1_loss" in logs_seen[0]
+    assert rows[-1]["step"] == 8
+
+
+def test_tensorboard_can_be_added(tmp_path):
+    if keras.config.backend() == "tensorflow":
+        callback = keras.callbacks.TensorBoard(tmp_path / "board", write_graph=False)
+    else:
+        pytest.importorskip("tensorboard")
+        callback = keras.callbacks.TensorBoard(str(tmp_path / "board"), write_graph=False)
+    _train(_model(), tmp_path, callbacks=[callback], heads__count=0)
+    assert list((tmp_path / "board").rglob("events*"))
+
+
+def test_a_model_with_nothing_to_train_is_refused(tmp_path):
+    with pytest.raises(UserError, match="trains nothing"):
+        _train(_model(prefix_length=0), tmp_path, heads__count=0)
+
+
+def test_mixed_bfloat16_trains(tmp_path):
+    model = MTPCausalLM(tiny.backbone(dtype="mixed_bfloat16"), prefix_length=4, heads=[TransformerHead()])
+    rows = _train(model, tmp_path, heads__freeze=False)
+    assert rows[-1]["held_out_head_1_loss"] < rows[5]["held_out_head_1_loss"]
+
+
+def test_recipe_of_the_test_is_small():
+    assert dataclasses.asdict(RECIPE)["training"]["steps"] == 20
+
+
+def test_step_log_follows_the_stage(tmp_path):
+    log = MetricsLog(tmp_path / "m.csv", ("head_1",))
+    batches = Batches(tiny.encoded(8), heads=("head_1",), steps=2, batch_size=4)
+    step_log = StepLog(log, "joint", batches)
+    step_log.set_model(keras.Sequential([keras.layers.Dense(1)]))
+    for index in range(2):
+        step_log.on_train_batch_begin(index)
+        step_log.on_train_batch_end(index, {"loss": 1.5 - index})
+    log.close()
+    assert [(row["step"], row["head_1_loss"]) for row in log.rows] == [(1, 1.5), (2, 0.5)]
+    assert step_log.model.stop_training
+
+
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="the limit is TensorFlow's")
+def test_upstream_still_fixes_shapes():
+    """Once Keras takes batches of any length from a PyDataset, `backend.fit_input` can go."""
+
+    class Growing(keras.utils.PyDataset):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            return np.zeros((2, 4 if index < 2 else 8, 1)), np.zeros((2, 1))
+
+    model = keras.Sequential([keras.layers.GlobalAveragePooling1D(), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    with pytest.raises(Exception, match="shape"):
+        model.fit(Growing(), verbose=0)
