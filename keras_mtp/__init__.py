@@ -37,7 +37,7 @@ _MODULES = {
     "load_backbone": "models.backbone",
     "training_arrays": "data.targets",
 }
-_REGISTERED = ("layers.linear_head", "layers.transformer_head", "models.mtp_causal_lm")
+_REGISTERED = ("layers.linear_head", "layers.transformer_head", "models.mtp_causal_lm", "training")
 
 __all__ = sorted(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from keras_mtp import curves
+from keras_mtp import __version__, curves
 
 if TYPE_CHECKING:
     from keras_mtp.evaluation import HeadScore, TaskScore
@@ -175,7 +175,8 @@ def from_run(
         skipped_examples=skipped_examples,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={
-            name: importlib.metadata.version(name) for name in ("keras_mtp", "keras", "keras-hub", backend)
+            "keras_mtp": __version__,
+            **{name: importlib.metadata.version(name) for name in ("keras", "keras-hub", backend)},
         },
         command=("keras-mtp", "recipe", str(folder / "recipe.toml"), "--backend", backend),
     )

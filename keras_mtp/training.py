@@ -175,23 +175,45 @@ def _optimizer(model: MTPCausalLM, recipe: Recipe, steps: int) -> keras.optimize
 
 
 def _adamw(recipe: Recipe, learning_rate: float, steps: int, name: str) -> keras.optimizers.AdamW:
-    """AdamW with a linear warm-up, then a cosine to zero, clipped by the norm of all its gradients together.
-
-    Keras counts micro-batches, not optimizer steps, when it looks up the schedule; hence the factor.
-    """
+    """AdamW with a linear warm-up, then a cosine to zero, clipped by the norm of all its gradients together."""
     training = recipe.training
-    warmup = round(training.learning_rate_warmup * steps) * training.accumulation
+    warmup = round(training.learning_rate_warmup * steps)
     schedule = keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=learning_rate / max(warmup, 1),
-        decay_steps=max(steps * training.accumulation - warmup, 1),
+        decay_steps=max(steps - warmup, 1),
         warmup_target=learning_rate,
         warmup_steps=warmup,
     )
+    accumulated = training.accumulation > 1
     return keras.optimizers.AdamW(
-        learning_rate=schedule,
+        learning_rate=PerOptimizerStep(schedule, training.accumulation) if accumulated else schedule,
         weight_decay=training.weight_decay,
         epsilon=training.epsilon,
         global_clipnorm=training.clip_norm or None,
-        gradient_accumulation_steps=training.accumulation if training.accumulation > 1 else None,
+        gradient_accumulation_steps=training.accumulation if accumulated else None,
         name=name,
     )
+
+
+@keras.saving.register_keras_serializable("keras_mtp")
+class PerOptimizerStep(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule over optimizer steps, where Keras counts micro-batches (keras/src/optimizers/base_optimizer.py).
+
+    Args:
+        schedule: the schedule to follow. micro_batches: gradients accumulated per optimizer step.
+    """
+
+    def __init__(self, schedule: keras.optimizers.schedules.LearningRateSchedule, micro_batches: int):
+        self.schedule, self.micro_batches = schedule, micro_batches
+
+    def __call__(self, step):
+        return self.schedule(keras.ops.floor_divide(step, self.micro_batches))
+
+    def get_config(self):
+        schedule = keras.saving.serialize_keras_object(self.schedule)
+        return {"schedule": schedule, "micro_batches": self.micro_batches}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        schedule = keras.saving.deserialize_keras_object(config["schedule"], custom_objects)
+        return cls(schedule, config["micro_batches"])

@@ -54,47 +54,48 @@ def test_a_tiny_llama_computes_what_transformers_does(path, tied, quantization):
     ids = _token_ids(tokenizer)
     expected = _reference_logits(_reference(path, tie_word_embeddings=tied), ids)
     assert np.abs(expected).max() > 0.1
-    np.testing.assert_allclose(_logits(backbone, ids), expected, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(_logits(backbone, ids), expected, rtol=0, atol=5e-5)
 
 
 def test_llama_3s_rotary_scaling_is_read_from_rope_freqs(path):
-    """Heads of 16 units, so that some frequencies are kept, some blended, some slowed down."""
+    """Heads of 32 units, so that some frequencies are kept, one is blended and some are slowed down."""
     scaling = {"rope_type": "llama3", "rope_theta": 100000.0, "factor": 8.0}
     scaling |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-    write_tiny_gguf(path, hidden=64)
+    sizes = {"hidden": 64, "heads": 2, "kv_heads": 1}
+    write_tiny_gguf(path, **sizes)
     plain = _reference(path)
     scaled = _reference(path, rope_parameters=scaling)
     divisors = (plain.model.rotary_emb.inv_freq / scaled.model.rotary_emb.inv_freq).numpy()
-    assert len(set(divisors.round(3))) > 2
-    write_tiny_gguf(path, hidden=64, tensors={"rope_freqs.weight": divisors})
+    assert len(set(divisors.round(3))) == 3
+    write_tiny_gguf(path, **sizes, tensors={"rope_freqs.weight": divisors})
     backbone, tokenizer = load_backbone(str(path))
     ids = _token_ids(tokenizer)
     expected = _reference_logits(scaled, ids)
-    np.testing.assert_allclose(_logits(backbone, ids), expected, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(_logits(backbone, ids), expected, rtol=0, atol=5e-5)
     assert np.abs(_reference_logits(plain, ids) - expected).max() > 1e-3
     assert base_info(str(path)).architecture["rope_factor"] == pytest.approx(8.0)
 
 
 @pytest.mark.slow
 def test_smollm2_computes_what_transformers_does():
-    """Logits on 20 problems, question and answer, to 1e-4; they reach 30."""
+    """Logits of up to 40 on 20 prompts. float32 alone moves them by 1e-4: so far is transformers from its float64."""
     backbone, tokenizer = load_backbone(DEFAULT_MODEL)
     reference = _reference(locate(DEFAULT_MODEL))
-    examples = load_task("gsm8k", "builtin").examples("test")[:20]
-    for texts in np.array_split([f"{example.prompt}\n{example.answer}" for example in examples], 5):
-        rows = [tokenizer.encode(_chat(tokenizer, text), special=True)[:160] for text in texts]
-        ids = np.zeros((len(rows), 160), "int32")
-        for row, tokens in zip(ids, rows, strict=True):
-            row[: len(tokens)] = tokens
-        ours, expected = _logits(backbone, ids), _reference_logits(reference, ids)
-        for row, tokens in enumerate(rows):
-            np.testing.assert_allclose(
-                ours[row, : len(tokens)], expected[row, : len(tokens)], rtol=0, atol=1e-4
-            )
+    prompts = [_prompt(tokenizer, example) for example in load_task("gsm8k", "builtin").examples("test")[:20]]
+    ids = np.zeros((20, max(map(len, prompts))), "int32")  # padding on the right reaches no prompt
+    for row, prompt in zip(ids, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    for rows in np.array_split(np.arange(20), 4):
+        ours, expected = _logits(backbone, ids[rows]), _reference_logits(reference, ids[rows])
+        for row, logits, correct in zip(rows, ours, expected, strict=True):
+            end = len(prompts[row])
+            np.testing.assert_allclose(logits[:end], correct[:end], rtol=1e-5, atol=1e-4)
+            assert logits[end - 1].argmax() == correct[end - 1].argmax()
 
 
-def _chat(tokenizer, text: str) -> str:
-    return tokenizer.render_chat([{"role": "user", "content": text}], add_generation_prompt=True)
+def _prompt(tokenizer, example) -> list[int]:
+    messages = [{"role": "user", "content": example.prompt}]
+    return tokenizer.encode(tokenizer.render_chat(messages, add_generation_prompt=True), special=True)
 
 
 def test_the_backbone_is_as_keras_hub_makes_it(path):
@@ -149,7 +150,7 @@ def test_a_model_is_described_without_keras(path):
 
 @pytest.mark.parametrize("name", ["smollm", "no/such.gguf", "tests", "", "hf://a/b", "x\0.gguf"])
 def test_an_unknown_model_is_refused(name):
-    with pytest.raises(UserError, match="must be smollm2-135m or the path of an existing .gguf file"):
+    with pytest.raises(UserError, match="must be smollm2-135m or the path of an existing"):
         load_backbone(name)
 
 

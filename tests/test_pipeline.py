@@ -20,7 +20,7 @@ from tests.tiny_gguf import write_tiny_gguf
 def _recipe(folder, **changes) -> Recipe:
     settings = {
         "data.source": str(folder),
-        "data.max_tokens": 300,
+        "data.max_tokens": 900,
         "data.buckets": 1,
         "model.name": str(folder / "tiny.gguf"),
         "prefix.length": 3,
@@ -139,12 +139,16 @@ def test_checkpoint_holds_what_was_trained_and_no_more(done):
 
 def test_generated_problems_are_never_called_gsm8k(tmp_path):
     _data(tmp_path)
-    recipe = _recipe(
-        tmp_path, data__source="builtin", data__max_tokens=900, heads__count=0, evaluation__limit=1
-    )
+    recipe = _recipe(tmp_path, data__source="builtin", heads__count=0, evaluation__limit=1)
     result = pipeline.run(recipe, tmp_path / "run", progress=False)
     assert result.data == "generated word problems (not GSM8K)" and not result.is_benchmark
     assert "(not GSM8K)" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_examples_that_are_all_too_long(tmp_path):
+    _data(tmp_path)
+    with pytest.raises(UserError, match=r"must fit `data\.max_tokens`. Received: 0 that do"):
+        pipeline.run(_recipe(tmp_path, data__max_tokens=16), tmp_path / "run", progress=False)
 
 
 def _damage(run, name, change) -> None:

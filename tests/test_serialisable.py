@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 import pkgutil
 
 import keras
@@ -14,6 +15,7 @@ from keras_mtp.layers.prefix_embedding import PrefixEmbedding
 from keras_mtp.layers.transformer_head import TransformerHead
 from keras_mtp.layers.untrained import Untrained
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
+from keras_mtp.training import PerOptimizerStep
 from tests import tiny
 
 
@@ -34,11 +36,12 @@ MAKE = {
     LinearHead: lambda **kw: LinearHead(**kw),
     TransformerHead: lambda **kw: _bound(TransformerHead(**kw)),
     Untrained: lambda **kw: Untrained(_dense(), **kw),
+    PerOptimizerStep: lambda: PerOptimizerStep(keras.optimizers.schedules.CosineDecay(0.1, 8), 4),
     MTPCausalLM: lambda: MTPCausalLM(
         tiny.backbone(), prefix_length=3, heads=[TransformerHead(), LinearHead()]
     ),
 }
-LAYERS = [cls for cls in MAKE if cls is not MTPCausalLM]
+LAYERS = [cls for cls in MAKE if issubclass(cls, keras.layers.Layer) and cls is not MTPCausalLM]
 TRAINED = [cls for cls in LAYERS if cls is not Untrained]
 
 
@@ -75,12 +78,12 @@ def test_config_has_every_argument_of_the_constructor(cls):
     assert arguments <= set(MAKE[cls]().get_config())
 
 
-@pytest.mark.parametrize("cls", LAYERS)
+@pytest.mark.parametrize("cls", [*LAYERS, PerOptimizerStep])
 def test_config_survives_json(cls):
-    layer = MAKE[cls]()
-    text = keras.saving.serialize_keras_object(layer)
+    thing = MAKE[cls]()
+    text = json.loads(json.dumps(keras.saving.serialize_keras_object(thing)))
     again = keras.saving.deserialize_keras_object(text)
-    assert again.get_config() == layer.get_config()
+    assert again.get_config() == thing.get_config()
 
 
 @pytest.mark.parametrize("cls", LAYERS)
@@ -90,7 +93,7 @@ def test_symbolic_shape_is_the_eager_shape(cls):
     assert tuple(symbolic.shape) == _call(layer).shape
 
 
-@pytest.mark.parametrize("cls", MAKE)
+@pytest.mark.parametrize("cls", [*LAYERS, MTPCausalLM])
 def test_keras_file_gives_the_same_outputs(cls, tmp_path):
     thing = MAKE[cls]()
     if cls is not MTPCausalLM:
@@ -113,6 +116,13 @@ def test_one_step_moves_every_trainable_weight(cls):
         model.trainable_variables, tiny.arrays(model.trainable_variables), before, strict=True
     ):
         assert not np.array_equal(value, old), variable.path
+
+
+def test_schedule_counts_optimizer_steps():
+    per_step, schedule = MAKE[PerOptimizerStep](), keras.optimizers.schedules.CosineDecay(0.1, 8)
+    rates = [float(keras.ops.convert_to_numpy(per_step(keras.ops.array(i)))) for i in range(9)]
+    assert rates[:4] == [rates[0]] * 4 and rates[4:8] == [rates[4]] * 4
+    assert rates[4] == pytest.approx(float(keras.ops.convert_to_numpy(schedule(1))))
 
 
 def test_untrained_moves_nothing_but_lets_gradients_through():

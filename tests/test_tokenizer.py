@@ -80,6 +80,29 @@ def test_special_tokens_are_read_only_when_asked(tiny):
     assert tiny.decode(special) == "user\nhow many"
 
 
+NUMBERS = {"smollm": "1 2 3 4 5", "gpt-2": "1234 5", "llama-bpe": "123 4 5"}
+
+
+@pytest.mark.parametrize("name", PRE_TOKENIZERS)
+def test_numbers_and_whole_words_tell_the_ways_to_cut_apart(tmp_path, name):
+    """SmolLM2 never merges digits and spells every token by merges, so its ids do not show this."""
+    keys = _metadata(tmp_path) | {"tokenizer.ggml.pre": name}
+    keys["tokenizer.ggml.tokens"] += ["12", "123", "1234", "whole"]
+    keys["tokenizer.ggml.merges"] += ["1 2", "12 3", "123 4"]
+    keys["tokenizer.ggml.token_type"] += [1] * 4
+    tokenizer = _tiny(tmp_path, **keys)
+    assert [tokenizer.decode([id_]) for id_ in tokenizer.encode("12345")] == NUMBERS[name].split()
+    assert len(tokenizer.encode("whole")) == (1 if name == "llama-bpe" else 5)
+
+
+def test_a_token_that_ends_a_turn_is_special_whatever_its_type(tmp_path):
+    """llama.cpp calls a plain "<|im_end|>" a bug in the file, and mends it."""
+    types = [1] * len(_metadata(tmp_path)["tokenizer.ggml.tokens"])
+    tokenizer = _tiny(tmp_path, **{"tokenizer.ggml.token_type": types})
+    assert tokenizer.encode("<|im_end|>", special=True) == [2]
+    assert 2 not in tokenizer.encode("<|im_end|>")
+
+
 def test_user_defined_tokens_are_always_read(tmp_path):
     """ "Ġ" + "Ġ", the first merge, gives way to a token that no merge makes."""
     keys = _metadata(tmp_path)

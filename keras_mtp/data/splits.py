@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from keras_mtp.data.encoding import Encoded
+from keras_mtp.errors import UserError
 
 HELD_OUT_ITEMS = 512
 HELD_OUT_SHARE = 0.1  # of a small training split
@@ -24,7 +25,15 @@ def split_held_out(examples: Sequence[Encoded], limit: int) -> tuple[list[Encode
 
     Returns:
         `(training, held_out)`: at most `limit` held-out items; the rest of the slice is in neither.
+
+    Raises:
+        UserError: fewer than 2 examples.
     """
+    if len(examples) < 2:
+        raise UserError(
+            f"At least 2 training examples must fit `data.max_tokens`. Received: {len(examples)} that do. "
+            "Raise data.max_tokens, or give more or shorter examples."
+        )
     order = np.random.default_rng(list(b"held out")).permutation(len(examples))
     size = max(min(HELD_OUT_ITEMS, int(len(examples) * HELD_OUT_SHARE)), 1)
     training = [examples[i] for i in np.sort(order[size:])]

@@ -92,6 +92,7 @@ def base_info(name: str = DEFAULT_MODEL) -> BaseInfo:
 
 
 def locate(name: str) -> Path:
+    """The file that a model's name stands for."""
     if name == DEFAULT_MODEL:
         return _in_package()
     path = Path(name)
