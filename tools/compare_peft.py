@@ -24,6 +24,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--max-tokens", type=int, default=384)
+    parser.add_argument("--prefix-length", type=int, default=16)
+    parser.add_argument("--learning-rate", type=float, default=8e-3)
     options = parser.parse_args()
     from keras_mtp import backend
 
@@ -50,9 +52,11 @@ def compare(options: argparse.Namespace) -> None:
         {
             "model.name": options.model,
             "data.max_tokens": options.max_tokens,
+            "prefix.length": options.prefix_length,
             "heads.count": 0,
             "training.steps": options.steps,
             "training.batch_size": options.batch_size,
+            "training.learning_rate": options.learning_rate,
             "training.clip_norm": 0.0,
             "training.weight_decay": 0.0,
             "training.epsilon": 1e-12,
