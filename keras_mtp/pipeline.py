@@ -64,9 +64,7 @@ def run(
     bar = ProgressBar(log, recipe, screen)
     trained = train(model, training, recipe, log, judge_held_out, [bar, *callbacks])
     log.close()
-    checkpoint.save(
-        folder / CHECKPOINT, model, trained.optimizer.variables, base=base, steps=recipe.training.steps
-    )
+    checkpoint.save(folder / CHECKPOINT, model, trained.optimizer.variables, base=base, steps=trained.steps)
     screen.print("after: the same once more")
     after = judge_held_out(), judge_task()
 
@@ -78,7 +76,7 @@ def run(
         task=task,
         before=before,
         after=after,
-        padding_share=trained.padding_share,
+        trained=trained,
         skipped_examples=len(skipped),
         rows=log.rows,
         clock=clock,

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from keras_mtp.models.backbone import BaseInfo
     from keras_mtp.recipe import Recipe
     from keras_mtp.tasks.task import Task
+    from keras_mtp.training import Trained
 
 JSON, MARKDOWN, CURVES = "report.json", "report.md", "curves.png"
 
@@ -137,7 +138,7 @@ def from_run(
     task: "Task",
     before: "tuple[Mapping[str, HeadScore], TaskScore]",
     after: "tuple[Mapping[str, HeadScore], TaskScore]",
-    padding_share: float,
+    trained: "Trained",
     skipped_examples: int,
     rows: Sequence[curves.Row],
     clock: "Clock",
@@ -162,7 +163,7 @@ def from_run(
         data_licence=task.licence,
         is_benchmark=task.is_benchmark,
         seed=recipe.training.seed,
-        steps=recipe.training.steps,
+        steps=trained.steps,
         held_out={name: _head_result(heads_before[name], score) for name, score in heads.items()},
         held_out_n=len(heads["head_1"].nats),
         task=TaskResult(
@@ -171,7 +172,7 @@ def from_run(
         tokens_per_second=statistics.median(speeds),
         peak_bytes=clock.peak_bytes,
         seconds=clock.seconds,
-        padding_share=padding_share,
+        padding_share=trained.padding_share,
         skipped_examples=skipped_examples,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={

@@ -33,10 +33,12 @@ class Trained:
 
     Args:
         optimizer: of the joint stage; its state belongs into the checkpoint.
+        steps: joint optimizer steps done; fewer than the recipe's where a callback stopped the training.
         padding_share: share of padding in the positions that the joint stage computed.
     """
 
     optimizer: keras.optimizers.Optimizer
+    steps: int
     padding_share: float
 
 
@@ -88,7 +90,8 @@ def train(
     log.evaluation(evaluate())
     _fit(stage, batches, model, [StepLog(log, stage.name, batches), HeldOut(evaluate, log), *callbacks])
     log.flush()
-    return Trained(optimizer=stage.optimizer, padding_share=batches.padding_share())
+    steps = int(log.rows[-1]["step"])
+    return Trained(optimizer=stage.optimizer, steps=steps, padding_share=batches.padding_share(steps))
 
 
 def _warmup(model: MTPCausalLM, recipe: Recipe) -> Stage:

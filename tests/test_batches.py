@@ -67,7 +67,7 @@ def test_few_lengths_and_little_padding():
     batches = _batches(steps=100, buckets=3)
     widths = {batches[i][0].shape[1] for i in range(100)}
     assert len(widths) <= 3
-    assert 0 < batches.padding_share() < _batches(steps=100, buckets=1).padding_share()
+    assert 0 < batches.padding_share(100) < _batches(steps=100, buckets=1).padding_share(100)
     assert batches.tokens(0) == batches[0][0].size
 
 

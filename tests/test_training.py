@@ -169,11 +169,7 @@ def test_user_callbacks_see_the_held_out_loss_and_can_stop(tmp_path):
 
 
 def test_tensorboard_can_be_added(tmp_path):
-    if keras.config.backend() == "tensorflow":
-        callback = keras.callbacks.TensorBoard(tmp_path / "board", write_graph=False)
-    else:
-        pytest.importorskip("tensorboard")
-        callback = keras.callbacks.TensorBoard(str(tmp_path / "board"), write_graph=False)
+    callback = keras.callbacks.TensorBoard(str(tmp_path / "board"), write_graph=False)
     _train(_model(), tmp_path, callbacks=[callback], heads__count=0)
     assert list((tmp_path / "board").rglob("events*"))
 

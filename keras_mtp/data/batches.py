@@ -104,10 +104,10 @@ class Batches(keras.utils.PyDataset):
         """Tokens of optimizer step `step`, padding aside."""
         return int(self.lengths[self.step_examples(step)].sum())
 
-    def padding_share(self) -> float:
-        """Share of positions that are padding, over all steps."""
-        real = sum(self.real_tokens(step) for step in range(self.steps))
-        return 1.0 - real / max(sum(self.tokens(step) for step in range(self.steps)), 1)
+    def padding_share(self, steps: int) -> float:
+        """Share of positions that are padding, over the first `steps` optimizer batches."""
+        real = sum(self.real_tokens(step) for step in range(steps))
+        return 1.0 - real / max(sum(self.tokens(step) for step in range(steps)), 1)
 
 
 def bucket_lengths(lengths: np.ndarray, count: int) -> np.ndarray:
