@@ -1,6 +1,6 @@
 """What a run leaves to read: `report.json` for programs, `report.md` and `curves.png` for people.
 
-Numbers stand with the number of items behind them, a share with its standard error, and data that are no benchmark are
+Numbers stand with the number of items behind them, a share with its 95 % interval, and data that are no benchmark are
 never called one.
 """
 
@@ -243,7 +243,7 @@ def markdown(report: Report) -> str:
             "Held-out examples are taken out of the training split and never trained on; a held-out loss is the sum of",
             "nats over all their answer tokens, divided by the number of these tokens. `head_1` predicts the next token,",
             "`head_2` the one after it, and so on. The test items were looked at only before the first and after the last",
-            "training step. ± is one standard error: it covers the choice of test items, not that of the seed.",
+            "training step. In brackets stands the 95 % Wilson interval: it covers the choice of test items, not that of the seed.",
             "",
             *(f"- **{name}:** {text}" for name, text in facts.items()),
             "",
@@ -275,7 +275,11 @@ def _results(report: Report) -> list[tuple[str, str, str]]:
 
 
 def _share(value: float, n: int) -> str:
-    return f"{value:.1%} ± {math.sqrt(value * (1 - value) / n):.1%}"
+    """A share with its 95 % Wilson score interval, which stays honest at 0 of n, where a standard error is 0."""
+    z = 1.96
+    centre = (value + z * z / (2 * n)) / (1 + z * z / n)
+    reach = z / (1 + z * z / n) * math.sqrt(value * (1 - value) / n + z * z / (4 * n * n))
+    return f"{value:.1%} ({max(centre - reach, 0):.1%} to {min(centre + reach, 1):.1%})"
 
 
 def _caution(report: Report) -> str:
