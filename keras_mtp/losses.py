@@ -7,6 +7,8 @@ section 3.2; Cut Cross-Entropy, arXiv 2411.09009). Rows with weight 0 (prompt, p
 reached. N = B*T rows, D hidden size, V vocabulary.
 """
 
+from typing import Any, NamedTuple
+
 import keras
 from keras import ops
 
@@ -126,9 +128,12 @@ def _as_rows(y_true, y_pred, sample_weight):
     return hidden, targets, ops.reshape(ops.cast(sample_weight, "float32"), (-1,))
 
 
-class _Chunk:
-    def __init__(self, hidden, targets, weights):
-        self.hidden, self.targets, self.weights = hidden, targets, weights
+class _Chunk(NamedTuple):
+    """C rows: hidden (C, D), targets (C,), weights (C,)."""
+
+    hidden: Any
+    targets: Any
+    weights: Any
 
 
 class _Rows:
@@ -148,9 +153,8 @@ class _Rows:
         self.hidden, self.targets, self.weights, self.size = hidden, targets, weights, size
         self.padded = count + size
         self.padded_order = ops.concatenate([ops.cast(self.order, "int32"), ops.zeros((size,), "int32")])
-        labelled = count - ops.sum(unlabelled)
-        self.chunks = (labelled + size - 1) // size
-        self.labelled = labelled
+        self.labelled = count - ops.sum(unlabelled)
+        self.chunks = (self.labelled + size - 1) // size
 
     def chunk(self, i) -> _Chunk:
         index = ops.slice(self.padded_order, [i * self.size], [self.size])
@@ -205,7 +209,10 @@ def _weighted_nats(hidden, kernel, targets, weights, equation: str, trained: boo
         d_hidden = rows.unsort(d_hidden)
 
         def gradient(*args, upstream=None):
-            (upstream,) = (upstream,) if upstream is not None else args
+            if (
+                upstream is None
+            ):  # torch passes it by name, with the inputs before it; JAX and TensorFlow alone
+                (upstream,) = args
             to_hidden = ops.cast(upstream, d_hidden.dtype) * d_hidden
             return to_hidden, ops.cast(upstream * d_kernel, kernel.dtype) if trained else None
 
