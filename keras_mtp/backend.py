@@ -91,9 +91,7 @@ def _set_defaults(name: str) -> None:
 
 
 def _cache_folder() -> Path:
-    if sys.platform == "win32":
-        parent = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
-    elif sys.platform == "darwin":
+    if sys.platform == "darwin":
         parent = "~/Library/Caches"
     else:
         parent = os.environ.get("XDG_CACHE_HOME") or "~/.cache"

@@ -40,6 +40,8 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except UserError as error:
             raise _Mistake(" ".join(str(error).split())) from error
+        except OSError as error:  # a folder that may not be read or written, a full disk
+            raise _Mistake(f"{error.strerror or error}: {error.filename or 'a file of the run'}") from error
         except KeyboardInterrupt:
             click.echo("\nInterrupted.", err=True)
             sys.exit(130)

@@ -10,8 +10,10 @@ from typing import Any
 import keras
 
 from keras_mtp import checkpoint, memory, report
+from keras_mtp.data.batches import require_a_batch
 from keras_mtp.data.encoding import encode_all, encode_prompt
 from keras_mtp.data.splits import split_held_out
+from keras_mtp.errors import UserError
 from keras_mtp.evaluation import HeldOutEvaluation, TaskEvaluation, write_answers
 from keras_mtp.generation.generator import Generator
 from keras_mtp.metrics import MetricsLog
@@ -43,7 +45,11 @@ def run(
 
     Returns:
         The report, also written to `report.json`, `report.md` and `curves.png`.
+
+    Raises:
+        UserError: the folder holds a run already; or whatever is wrong with the recipe's model or data.
     """
+    _refuse_used(folder)
     clock, screen = memory.Clock(), console(progress)
     task = load_task(recipe.task, recipe.data.source)
     base = base_info(recipe.model.name)
@@ -56,14 +62,18 @@ def run(
     model, tokenizer = model_from_recipe(recipe)
     examples, skipped = encode_all(task.examples("train"), tokenizer, recipe.data.max_tokens)
     training, held_out = split_held_out(examples, recipe.evaluation.limit)
+    require_a_batch(training, recipe.training.batch_size)
     judge_held_out, judge_task = _judges(model, tokenizer, task, held_out, recipe)
 
     screen.print(f"before: {len(held_out)} held-out examples, {len(judge_task.examples)} test items")
     before = judge_held_out(), judge_task()
     log = MetricsLog(folder / METRICS, model.head_names)
     bar = ProgressBar(log, recipe, screen)
-    trained = train(model, training, recipe, log, judge_held_out, [bar, *callbacks])
-    log.close()
+    try:
+        trained = train(model, training, recipe, log, judge_held_out, [bar, *callbacks])
+    finally:
+        bar.stop()
+        log.close()
     checkpoint.save(folder / CHECKPOINT, model, trained.optimizer.variables, base=base, steps=trained.steps)
     screen.print("after: the same once more")
     after = judge_held_out(), judge_task()
@@ -121,6 +131,15 @@ def generate(folder: Path, prompt: str, *, max_new_tokens: int = 256) -> str:
     model, tokenizer = _restored(_read_recipe(folder), folder)
     generator = Generator(model, stop_ids=tokenizer.eos_ids, max_new_tokens=max_new_tokens)
     return tokenizer.decode(generator([encode_prompt(prompt, tokenizer)])[0])
+
+
+def _refuse_used(folder: Path) -> None:
+    """A new recipe beside an old checkpoint would be a run that never was."""
+    for name in (CHECKPOINT, report.JSON):
+        if (folder / name).exists():
+            raise UserError(
+                f"The run's folder must be a new one. Received: {folder}, which holds `{name}` already."
+            )
 
 
 def _read_recipe(folder: Path) -> Recipe:

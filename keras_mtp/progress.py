@@ -47,7 +47,8 @@ class ProgressBar(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         row = self.log.latest
-        if self.bar is None or row is None:
+        # Between the micro-batches of a step, and before the first, there is no new row to show.
+        if self.bar is None or row is None or "tokens_per_second" not in row:
             return
         losses = "  ".join(
             f"{k.removesuffix('_loss')} {row[k]:.3f}" for k in self.log.loss_columns if k in row
@@ -68,6 +69,10 @@ class ProgressBar(keras.callbacks.Callback):
             self.screen.print(f"step {row['step']:>5} of {self.totals[row['stage']]}: held-out loss  {text}")
 
     def on_train_end(self, logs=None):
+        self.stop()
+
+    def stop(self) -> None:
+        """Gives the terminal back; Keras does not call `on_train_end` when training is interrupted."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None

@@ -4,11 +4,11 @@ Numbers stand with the number of items behind them, a share with its 95 % interv
 never called one.
 """
 
-import importlib.metadata
 import json
 import math
 import shlex
 import statistics
+import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -111,7 +111,7 @@ class Report:
             name: {"loss_before": head.loss_before, "loss_after": head.loss_after, "top1": head.top1}
             for name, head in self.held_out.items()
         }
-        return {
+        content = {
             "recipe": self.recipe,
             "backend": self.backend,
             "model": self.model,
@@ -128,6 +128,7 @@ class Report:
             "tokens_per_second": self.tokens_per_second,
             "peak_bytes": self.peak_bytes,
         }
+        return _without_nan(content)
 
 
 def from_run(
@@ -177,7 +178,7 @@ def from_run(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={
             "keras_mtp": __version__,
-            **{name: importlib.metadata.version(name) for name in ("keras", "keras-hub", backend)},
+            **{name: sys.modules[name].__version__ for name in ("keras", "keras_hub", backend)},
         },
         command=("keras-mtp", "recipe", str(folder / "recipe.toml"), "--backend", backend),
     )
@@ -192,7 +193,9 @@ def _head_result(before: "HeadScore", after: "HeadScore") -> HeadResult:
 def write(report: Report, folder: Path) -> None:
     """Writes `report.json` and `report.md` into a run's folder."""
     (folder / MARKDOWN).write_text(markdown(report), encoding="utf-8")
-    (folder / JSON).write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
+    (folder / JSON).write_text(
+        json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8"
+    )
 
 
 def plot(rows: Sequence[curves.Row], report: Report, folder: Path) -> None:
@@ -253,6 +256,13 @@ def markdown(report: Report) -> str:
             "",
         ]
     )
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN and no infinity, which a diverged run has: null instead."""
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _title(report: Report) -> str:

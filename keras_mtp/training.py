@@ -77,7 +77,7 @@ def train(
         model: the model to train, in place.
         examples: encoded training examples.
         recipe: what to do. log: gets a row per step. evaluate: called before training and at every evaluation.
-        callbacks: further Keras callbacks (TensorBoard, your own). Their `logs` are those of the last step, and at the
+        callbacks: further Keras callbacks (TensorBoard, your own), for both stages, each a `fit` of its own. Their `logs` are those of the last step, and at the
             end of an epoch, which is the stretch between two evaluations, also `val_head_k_loss`.
     """
     if model.heads and recipe.heads.warmup_steps:

@@ -95,6 +95,16 @@ def test_finished_run_is_not_overwritten(tmp_path):
     assert (tmp_path / "report.json").read_text() == "{}"
 
 
+def test_a_file_error_is_one_line(monkeypatch):
+    def no_space(*_):
+        raise OSError(28, "No space left on device", "runs/a/metrics.csv")
+
+    monkeypatch.setattr(cli, "load_recipe", no_space)
+    result = run("recipe", "gsm8k")
+    assert result.exit_code == 2
+    assert result.stderr == "Error: No space left on device: runs/a/metrics.csv\n"
+
+
 def test_run_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").touch()
     result = run("recipe", "gsm8k", "--run", str(tmp_path / "file" / "run"))

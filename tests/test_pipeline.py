@@ -145,6 +145,36 @@ def test_generated_problems_are_never_called_gsm8k(tmp_path):
     assert "(not GSM8K)" in (tmp_path / "run" / "report.md").read_text()
 
 
+def test_accumulation_runs_with_the_progress_bar(tmp_path):
+    _data(tmp_path)
+    recipe = _recipe(tmp_path, training__accumulation=2, evaluation__limit=1)
+    assert pipeline.run(recipe, tmp_path / "run").steps == 3
+
+
+def test_a_used_folder_is_refused(done):
+    recipe, run, _ = done
+    with pytest.raises(UserError, match="must be a new one"):
+        pipeline.run(recipe, run, progress=False)
+
+
+def test_a_batch_larger_than_the_data_is_refused_before_anything_is_judged(tmp_path):
+    _data(tmp_path)
+    with pytest.raises(UserError, match=r"for training\.batch_size=64"):
+        pipeline.run(_recipe(tmp_path, training__batch_size=64), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run" / "metrics.csv").exists()
+
+
+def test_an_interrupted_run_keeps_its_rows(tmp_path):
+    class Interrupt(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            raise KeyboardInterrupt
+
+    _data(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(_recipe(tmp_path), tmp_path / "run", progress=False, callbacks=[Interrupt()])
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 2
+
+
 def test_examples_that_are_all_too_long(tmp_path):
     _data(tmp_path)
     with pytest.raises(UserError, match=r"must fit `data\.max_tokens`. Received: 0 that do"):

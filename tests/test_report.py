@@ -79,6 +79,12 @@ def test_markdown_says_what_was_run_on_what(tmp_path):
     assert "| head_1: held-out loss, nats per token (64 examples) | 1.5000 | 0.9000 |" in text
 
 
+def test_a_diverged_run_is_still_json(tmp_path):
+    diverged = dataclasses.replace(example(), tokens_per_second=float("nan"))
+    report.write(diverged, tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text())["tokens_per_second"] is None
+
+
 def test_share_has_its_wilson_interval():
     row = "| exact match on 48 test items | 0.0% (0.0% to 7.4%) | 25.0% (14.9% to 38.8%) |"
     assert row in report.markdown(example())

@@ -48,11 +48,7 @@ class Batches(keras.utils.PyDataset):
         purpose: str = "joint",
     ):
         super().__init__()
-        if len(examples) < batch_size:
-            raise UserError(
-                f"The training data must hold at least one batch. Received: {len(examples)} examples for "
-                f"training.batch_size={batch_size}. Lower training.batch_size or give more data."
-            )
+        require_a_batch(examples, batch_size)
         self.examples = examples
         self.heads = tuple(heads)
         self.steps = steps
@@ -108,6 +104,15 @@ class Batches(keras.utils.PyDataset):
         """Share of positions that are padding, over the first `steps` optimizer batches."""
         real = sum(self.real_tokens(step) for step in range(steps))
         return 1.0 - real / max(sum(self.tokens(step) for step in range(steps)), 1)
+
+
+def require_a_batch(examples: Sequence[Encoded], batch_size: int) -> None:
+    """Raises a `UserError` if there are too few examples for one optimizer batch."""
+    if len(examples) < batch_size:
+        raise UserError(
+            f"The training data must hold at least one batch. Received: {len(examples)} examples for "
+            f"training.batch_size={batch_size}. Lower training.batch_size or give more data."
+        )
 
 
 def bucket_lengths(lengths: np.ndarray, count: int) -> np.ndarray:

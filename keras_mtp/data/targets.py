@@ -74,8 +74,8 @@ def training_arrays(
         num_heads: number of outputs of the model, K = 1 + len(heads).
 
     Returns:
-        `x`: int32 (B, T) token ids. `y`: {"head_k": int32 (B, T)}. `sample_weight`: {"head_k": float32 (B, T)}, 1 on
-        answer tokens and 0 elsewhere: compile the losses with `reduction="mean_with_sample_weight"`, or Keras will
+        `x`: int32 (B, T) token ids. `y`: {"head_k": int32 (B, T)}. `sample_weight`: {"head_k": float32 (B, T)}, 1
+        where the target is an answer token, else 0: compile the losses with `reduction="mean_with_sample_weight"`, or Keras will
         divide by the prompt's and the padding's positions too.
 
     Example:
