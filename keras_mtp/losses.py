@@ -209,9 +209,8 @@ def _weighted_nats(hidden, kernel, targets, weights, equation: str, trained: boo
         d_hidden = rows.unsort(d_hidden)
 
         def gradient(*args, upstream=None):
-            if (
-                upstream is None
-            ):  # torch passes it by name, with the inputs before it; JAX and TensorFlow alone
+            # torch passes `upstream` by name, after the inputs; JAX and TensorFlow pass it alone.
+            if upstream is None:
                 (upstream,) = args
             to_hidden = ops.cast(upstream, d_hidden.dtype) * d_hidden
             return to_hidden, ops.cast(upstream * d_kernel, kernel.dtype) if trained else None
