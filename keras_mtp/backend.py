@@ -131,6 +131,21 @@ def compiled(function: Callable, variables: Sequence) -> Callable:
     return without_gradients
 
 
+def matmul(a, b, *, transpose_b: bool = False):
+    """`a @ b`, or `a @ b.T` without a copy of `b`, which TensorFlow's transpose and torch's einsum would make.
+
+    Args:
+        a: (N, K). b: (K, M), or (M, K) with `transpose_b`.
+    """
+    import keras
+
+    if transpose_b and keras.config.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.matmul(a, b, transpose_b=True)
+    return keras.ops.matmul(a, keras.ops.transpose(b) if transpose_b else b)
+
+
 def _jax_compiled(function: Callable, variables: Sequence) -> Callable:
     import jax
     import keras

@@ -14,7 +14,7 @@ import numpy as np
 from keras import ops
 
 from keras_mtp import backend
-from keras_mtp.data.batches import bucket_lengths
+from keras_mtp.data.batches import bucket_lengths, shared_tokens
 from keras_mtp.data.encoding import Encoded, encode_prompt
 from keras_mtp.data.example import Example
 from keras_mtp.data.targets import head_targets, pad
@@ -87,7 +87,7 @@ class HeldOutEvaluation:
     def __init__(self, model: MTPCausalLM, examples: Sequence[Encoded], batch_size: int):
         self.names = model.head_names
         self.unembedding = model.backbone.token_embedding
-        self.view = model.training_view()
+        self.view = model.training_view(shared_tokens=shared_tokens(examples))
         self.examples = examples
         self.batch_size = batch_size
         self._score = backend.compiled(self._score_batch, self.view.variables + self.unembedding.variables)

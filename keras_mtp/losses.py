@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-CHUNK_ROWS = 256
+from keras_mtp import backend
+
+CHUNK_ROWS = 128
 
 
 class LinearCrossEntropy(keras.losses.Loss):
@@ -74,19 +76,14 @@ class LinearCrossEntropy(keras.losses.Loss):
         hidden, targets, weights = _as_rows(y_true, y_pred, sample_weight)
         if self.reduction == "mean_with_sample_weight":
             weights = ops.divide_no_nan(weights, ops.sum(weights))
-        kernel, equation = unembedding_kernel(self.unembedding, hidden.dtype)
-        return _weighted_nats(hidden, kernel, targets, weights, equation, self.trained, self.chunk_rows)
+        kernel = unembedding_kernel(self.unembedding, hidden.dtype)
+        tied = self.unembedding.tie_weights
+        return _weighted_nats(hidden, kernel, targets, weights, tied, self.trained, self.chunk_rows)
 
 
 def unembedding_kernel(layer: keras.layers.Layer, dtype: str):
-    """The unembedding of a `ReversibleEmbedding` and the einsum that turns rows into logits with it.
-
-    Returns:
-        `(kernel, equation)`: kernel (V, D) when tied, (D, V) when not, in `dtype`.
-    """
-    if layer.tie_weights:
-        return ops.cast(layer.embeddings, dtype), "nd,vd->nv"
-    return ops.cast(layer.reverse_embeddings, dtype), "nd,dv->nv"
+    """The unembedding of a `ReversibleEmbedding` in `dtype`: (V, D) when tied to the embedding, (D, V) when not."""
+    return ops.cast(layer.embeddings if layer.tie_weights else layer.reverse_embeddings, dtype)
 
 
 def score_rows(y_true, y_pred, sample_weight, unembedding, chunk_rows: int = CHUNK_ROWS):
@@ -101,12 +98,12 @@ def score_rows(y_true, y_pred, sample_weight, unembedding, chunk_rows: int = CHU
         target's.
     """
     hidden, targets, weights = _as_rows(y_true, y_pred, sample_weight)
-    kernel, equation = unembedding_kernel(unembedding, hidden.dtype)
+    kernel, tied = unembedding_kernel(unembedding, hidden.dtype), unembedding.tie_weights
     rows = _Rows(hidden, targets, weights, chunk_rows)
 
     def body(i, sums):
         chunk = rows.chunk(i)
-        nats, _, logits = _chunk_nats(chunk, kernel, equation)
+        nats, _, _, logits = _chunk_softmax(chunk, kernel, tied)
         hits = ops.cast(ops.equal(ops.cast(ops.argmax(logits, axis=-1), "int32"), chunk.targets), "float32")
         return tuple(
             ops.slice_update(s, [i * chunk_rows], v) for s, v in zip(sums, (nats, hits), strict=True)
@@ -167,18 +164,22 @@ class _Rows:
         return ops.take(values, ops.argsort(self.order), axis=0)
 
 
-def _chunk_nats(chunk: _Chunk, kernel, equation: str):
-    """Nats (C,), log-sum-exp (C, 1) and float32 logits (C, V) of one chunk."""
-    logits = ops.cast(ops.einsum(equation, chunk.hidden, kernel), "float32")
-    total = ops.logsumexp(logits, axis=-1, keepdims=True)
+def _chunk_softmax(chunk: _Chunk, kernel, tied: bool):
+    """Nats (C,), unnormalised probabilities (C, V) in float32, their sums (C, 1), and logits (C, V) of one chunk."""
+    logits = ops.cast(backend.matmul(chunk.hidden, kernel, transpose_b=tied), "float32")
+    largest = ops.max(logits, axis=-1, keepdims=True)
+    powers = ops.exp(logits - largest)
+    total = ops.sum(powers, axis=-1, keepdims=True)
     target = ops.take_along_axis(logits, ops.expand_dims(chunk.targets, -1), axis=-1)
-    return ops.squeeze(total - target, -1), total, logits
+    return ops.squeeze(ops.log(total) + largest - target, -1), powers, total, logits
 
 
-def _weighted_nats(hidden, kernel, targets, weights, equation: str, trained: bool, size: int):
-    """Sum of weight * nats, differentiable in `hidden` and, if `trained`, in `kernel`."""
-    back_equation = "nv,vd->nd" if equation == "nd,vd->nv" else "nv,dv->nd"
-    kernel_equation = "nv,nd->vd" if equation == "nd,vd->nv" else "nv,nd->dv"
+def _weighted_nats(hidden, kernel, targets, weights, tied: bool, trained: bool, size: int):
+    """Sum of weight * nats, differentiable in `hidden` and, if `trained`, in `kernel`.
+
+    The gradient with respect to the logits is weight * (softmax - one_hot(target)). Its second part is never made: what
+    it contributes is the target's own row of the kernel (and, for the kernel, the hidden state at the target's row).
+    """
 
     # Both tensors that gradients are for are arguments: on TensorFlow one captured by closure gets none, silently.
     @ops.custom_gradient
@@ -188,15 +189,18 @@ def _weighted_nats(hidden, kernel, targets, weights, equation: str, trained: boo
         def body(i, state):
             loss, d_hidden, d_kernel = state
             chunk = rows.chunk(i)
-            nats, total, logits = _chunk_nats(chunk, kernel, equation)
-            d_logits = ops.exp(logits - total) - ops.one_hot(chunk.targets, logits.shape[-1], dtype="float32")
-            d_logits = ops.cast(d_logits * ops.expand_dims(chunk.weights, -1), hidden.dtype)
-            d_rows = ops.einsum(back_equation, d_logits, kernel)
+            nats, powers, total, _ = _chunk_softmax(chunk, kernel, tied)
+            scale = ops.expand_dims(chunk.weights, -1) / total
+            d_rows = backend.matmul(ops.cast(powers, kernel.dtype), kernel, transpose_b=not tied)
+            d_rows = scale * ops.cast(d_rows, "float32")
+            target_rows = ops.take(kernel, chunk.targets, axis=0 if tied else 1)
+            target_rows = ops.cast(target_rows if tied else ops.transpose(target_rows), "float32")
+            d_rows = d_rows - ops.expand_dims(chunk.weights, -1) * target_rows
             if trained:
-                d_kernel = d_kernel + ops.cast(ops.einsum(kernel_equation, d_logits, chunk.hidden), "float32")
+                d_kernel = d_kernel + _kernel_gradient(chunk, powers * scale, tied)
             return (
                 loss + ops.sum(nats * chunk.weights),
-                ops.slice_update(d_hidden, [i * size, 0], d_rows),
+                ops.slice_update(d_hidden, [i * size, 0], ops.cast(d_rows, hidden.dtype)),
                 d_kernel,
             )
 
@@ -218,3 +222,14 @@ def _weighted_nats(hidden, kernel, targets, weights, equation: str, trained: boo
         return loss, gradient
 
     return forward(hidden, kernel)
+
+
+def _kernel_gradient(chunk: _Chunk, weighted_softmax, tied: bool):
+    """One chunk's gradient for a trained unembedding, in float32 and the kernel's own shape."""
+    hidden = ops.cast(chunk.hidden, "float32")
+    at_target = ops.segment_sum(
+        ops.expand_dims(chunk.weights, -1) * hidden, chunk.targets, num_segments=weighted_softmax.shape[-1]
+    )
+    if tied:
+        return ops.einsum("nv,nd->vd", weighted_softmax, hidden) - at_target
+    return ops.einsum("nv,nd->dv", weighted_softmax, hidden) - ops.transpose(at_target)

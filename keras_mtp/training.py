@@ -17,7 +17,7 @@ import keras
 
 from keras_mtp import backend
 from keras_mtp.callbacks import HeldOut, StepLog
-from keras_mtp.data.batches import Batches
+from keras_mtp.data.batches import Batches, shared_tokens
 from keras_mtp.data.encoding import Encoded
 from keras_mtp.errors import UserError
 from keras_mtp.evaluation import HeldOutEvaluation
@@ -81,10 +81,10 @@ def train(
             end of an epoch, which is the stretch between two evaluations, also `val_head_k_loss`.
     """
     if model.heads and recipe.heads.warmup_steps:
-        stage = _warmup(model, recipe)
+        stage = _warmup(model, recipe, shared_tokens(examples))
         batches = _batches(stage, examples, recipe)
         _fit(stage, batches, model, [StepLog(log, stage.name, batches), *callbacks])
-    stage = _joint(model, recipe)
+    stage = _joint(model, recipe, shared_tokens(examples))
     batches = _batches(stage, examples, recipe)
     log.step(stage.name, 0)
     log.evaluation(evaluate())
@@ -94,26 +94,26 @@ def train(
     return Trained(optimizer=stage.optimizer, steps=steps, padding_share=batches.padding_share(steps))
 
 
-def _warmup(model: MTPCausalLM, recipe: Recipe) -> Stage:
+def _warmup(model: MTPCausalLM, recipe: Recipe, shared: int) -> Stage:
     _set_trainable(model, prefix=False, heads=True)
     return Stage(
         name="warmup",
         steps=recipe.heads.warmup_steps,
-        view=model.training_view(only_heads=True),
+        view=model.training_view(shared_tokens=shared, only_heads=True),
         loss_weights=dict.fromkeys(model.head_names[1:], 1.0),
         optimizer=_optimizer(model, recipe, recipe.heads.warmup_steps),
         evaluate_every=recipe.heads.warmup_steps,
     )
 
 
-def _joint(model: MTPCausalLM, recipe: Recipe) -> Stage:
+def _joint(model: MTPCausalLM, recipe: Recipe, shared: int) -> Stage:
     heads = recipe.heads
     _set_trainable(model, prefix=True, heads=not heads.freeze)
     further = {name: heads.weight * heads.decay**i for i, name in enumerate(model.head_names[1:])}
     return Stage(
         name="joint",
         steps=recipe.training.steps,
-        view=model.training_view(detach=heads.detach),
+        view=model.training_view(shared_tokens=shared, detach=heads.detach),
         loss_weights={"head_1": 1.0, **further},
         optimizer=_optimizer(model, recipe, recipe.training.steps),
         evaluate_every=min(recipe.evaluation.every, recipe.training.steps),

@@ -19,9 +19,8 @@ def _unembedding(vocabulary: int, hidden: int, tied: bool, seed: int = 0) -> ker
 
 def _matrix(layer) -> np.ndarray:
     """(D, V) in float64."""
-    kernel, equation = unembedding_kernel(layer, "float32")
-    kernel = ops.convert_to_numpy(kernel).astype("float64")
-    return kernel.T if equation == "nd,vd->nv" else kernel
+    kernel = ops.convert_to_numpy(unembedding_kernel(layer, "float32")).astype("float64")
+    return kernel.T if layer.tie_weights else kernel
 
 
 def _oracle(hidden, matrix, targets, weights):

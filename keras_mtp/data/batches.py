@@ -106,6 +106,16 @@ class Batches(keras.utils.PyDataset):
         return 1.0 - real / max(sum(self.tokens(step) for step in range(steps)), 1)
 
 
+def shared_tokens(examples: Sequence[Encoded]) -> int:
+    """How many tokens all examples begin with: the chat template's opening. Every example keeps one of its own."""
+    first = examples[0].ids
+    count = min(len(item.ids) for item in examples) - 1
+    for item in examples:
+        differs = np.flatnonzero(item.ids[:count] != first[:count])
+        count = int(differs[0]) if len(differs) else count
+    return count
+
+
 def require_a_batch(examples: Sequence[Encoded], batch_size: int) -> None:
     """Raises a `UserError` if there are too few examples for one optimizer batch."""
     if len(examples) < batch_size:

@@ -40,5 +40,13 @@ class MTPHead(keras.layers.Layer):
         """Builds the head for `backbone` and gives it its first weights."""
         raise NotImplementedError
 
+    def advance(self, hidden_states, apply_block):
+        """As `call`, but `apply_block(block, x)` runs whatever decoder blocks the head is made of.
+
+        Training and decoding arrange a batch's positions each in their own way, which a block's attention must follow;
+        a head without attention does not care.
+        """
+        return self(hidden_states)
+
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -86,6 +86,9 @@ class TransformerHead(MTPHead):
     def call(self, hidden_states):
         return self.decoder(hidden_states)
 
+    def advance(self, hidden_states, apply_block):
+        return apply_block(self.decoder, hidden_states)
+
     def get_config(self):
         return {**super().get_config(), "start": self.start, "seed": self.seed, "block": self.block}
 

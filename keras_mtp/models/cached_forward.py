@@ -1,14 +1,15 @@
 """One pass of the trunk over a few tokens at a time, with the keys and values of earlier ones kept.
 
-The blocks are keras-hub's own; only their attention is done here, since keras-hub's takes one cache index for the whole
-batch, and prompts of different lengths need a position per row. The prefix is the first thing in the cache, and
-positions count it. Pinned by test_cached_forward.py: cached equals uncached, and keras-hub's private names are there.
+Prompts of different lengths need a position per row. The prefix is the first thing in the cache, and positions count it.
+Pinned by test_cached_forward.py: cached equals uncached.
 
 B rows, R new tokens per row, S cache slots, H key-value heads, G query heads per key-value head, E head size.
 """
 
 import keras
 from keras import ops
+
+from keras_mtp.models.block import Rotation, apply_block, grouped_attention
 
 Cache = list  # one [keys, values] per block, each (B, S, H, E)
 
@@ -76,36 +77,23 @@ class CachedForward:
         return self.backbone.token_embedding(hidden_states, reverse=True)
 
     def _blocks(self, x, positions, visible, cache, slot):
+        blocks = self.backbone.transformer_layers
+        rotation = Rotation(blocks[0], positions)
         updated = []
-        for block, entry in zip(self.backbone.transformer_layers, cache, strict=True):
-            x, entry = _block(block, x, positions, visible, entry, slot)
+        for block, entry in zip(blocks, cache, strict=True):
+            x, entry = _cached_block(block, x, rotation, visible, entry, slot)
             updated.append(entry)
         return x, updated
 
 
-def _block(block, x, positions, visible, entry, slot):
-    attended, entry = _attention(
-        block._self_attention_layer, block._self_attention_layernorm(x), positions, visible, entry, slot
-    )
-    x = x + attended
-    h = block._feedforward_layernorm(x)
-    gate = ops.cast(block._feedforward_gate_dense(h), "float32")  # keras-hub applies SiLU in float32
-    gate = ops.cast(block.activation(gate), block.compute_dtype)
-    return x + block._feedforward_output_dense(block._feedforward_intermediate_dense(h) * gate), entry
+def _cached_block(block, x, rotation, visible, entry, slot):
+    """A block over the keys and values in `entry` and the new ones, which it writes from `slot` on."""
+    kept = list(entry)
 
+    def attend(query, key, value):
+        keys = ops.slice_update(entry[0], [0, slot, 0, 0], key)
+        values = ops.slice_update(entry[1], [0, slot, 0, 0], value)
+        kept[:] = keys, values
+        return grouped_attention(query, keys, values, visible, block._self_attention_layer._inv_norm_factor)
 
-def _attention(layer, x, positions, visible, entry, slot):
-    rotary = layer.rotary_embedding_layer
-    query = rotary(layer._query_dense(x), positions=positions)
-    new = [rotary(layer._key_dense(x), positions=positions), layer._value_dense(x)]
-    keys, values = (ops.slice_update(kept, [0, slot, 0, 0], n) for kept, n in zip(entry, new, strict=True))
-
-    batch_size, rows = ops.shape(query)[0], ops.shape(query)[1]
-    heads, groups = layer.num_key_value_heads, layer.num_key_value_groups
-    query = ops.reshape(query, (batch_size, rows, heads, groups, query.shape[-1]))
-    scores = ops.cast(ops.einsum("brhge,bshe->bhgrs", query, keys), "float32") * layer._inv_norm_factor
-    scores = ops.where(visible[:, None, None], scores, -1e9)
-    weights = ops.cast(ops.softmax(scores, axis=-1), x.dtype)
-    attended = ops.einsum("bhgrs,bshe->brhge", weights, values)
-    attended = ops.reshape(attended, (batch_size, rows, heads * groups, attended.shape[-1]))
-    return layer._output_dense(attended), [keys, values]
+    return apply_block(block, x, rotation, attend), kept

@@ -28,8 +28,11 @@ def model_from_recipe(recipe: Recipe) -> tuple[MTPCausalLM, Tokenizer]:
 
 
 def _dtype(recipe: Recipe) -> str:
-    """Keras names storage and compute together."""
-    return recipe.training.dtype if recipe.model.dtype == "float32" else recipe.model.dtype
+    """Keras names storage and compute together.
+
+    A frozen trunk that is computed with in bfloat16 is stored in it as well: rounded once, not at every use.
+    """
+    return "float32" if recipe.training.dtype == "float32" else "bfloat16"
 
 
 def _prefix_start(recipe: Recipe, tokenizer: Tokenizer) -> str | list[int]:

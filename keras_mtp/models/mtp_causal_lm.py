@@ -23,6 +23,7 @@ from keras import ops
 from keras_mtp.layers.mtp_head import MTPHead
 from keras_mtp.layers.prefix_embedding import PrefixEmbedding, start_vectors
 from keras_mtp.layers.untrained import Untrained
+from keras_mtp.models.training_view import TrainingView
 
 VIEWS = ("logits", "hidden_states")
 
@@ -111,20 +112,17 @@ class MTPCausalLM(keras.Model):
         """`("head_1", "head_2", ...)`: the backbone's own prediction and those of `heads`."""
         return head_names(1 + len(self.heads))
 
-    def training_view(self, *, only_heads: bool = False, detach: bool = False) -> keras.Model:
+    def training_view(
+        self, *, shared_tokens: int = 0, only_heads: bool = False, detach: bool = False
+    ) -> TrainingView:
         """A plain Keras model on the same layers that gives hidden states, to be trained with `LinearCrossEntropy`.
 
         Args:
+            shared_tokens: int. How many tokens all rows of every batch begin with; they are computed once.
             only_heads: leave `head_1` out, as when the heads are warmed up.
             detach: cut the gradient between the heads and the trunk, so that the heads learn but do not teach.
         """
-        token_ids = keras.Input((None,), dtype="int32", name="token_ids")
-        states = _heads_graph(
-            self.backbone, self.prefix_embedding, self.heads, token_ids, "hidden_states", detach=detach
-        )
-        if only_heads:
-            states.pop("head_1")
-        return keras.Model(token_ids, states, name="training_view")
+        return TrainingView(self, shared_tokens=shared_tokens, only_heads=only_heads, detach=detach)
 
     def get_config(self):
         backbone = keras.saving.serialize_keras_object(self.backbone)
@@ -157,7 +155,7 @@ def head_names(count: int) -> tuple[str, ...]:
     return tuple(f"head_{k}" for k in range(1, count + 1))
 
 
-def _heads_graph(backbone, prefix_embedding, heads, token_ids, view: str, detach: bool = False) -> dict:
+def _heads_graph(backbone, prefix_embedding, heads, token_ids, view: str) -> dict:
     """The picture at the top of this file, as code."""
 
     def readout(state, norm, unembedding):
@@ -167,8 +165,6 @@ def _heads_graph(backbone, prefix_embedding, heads, token_ids, view: str, detach
     prefix_length = 0 if prefix_embedding is None else prefix_embedding.length
     states = _trunk(backbone, prefix_embedding, token_ids)
     outputs = {"head_1": readout(states["last_block"], backbone.layer_norm, backbone.token_embedding)}
-    if detach:
-        states = {name: ops.stop_gradient(state) for name, state in states.items()}
     for k, head in enumerate(heads, start=2):
         shared = Untrained(backbone.layer_norm), Untrained(backbone.token_embedding)
         outputs[f"head_{k}"] = readout(head(states[head.reads]), *shared)

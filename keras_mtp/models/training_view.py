@@ -1,0 +1,127 @@
+"""What training and held-out evaluation run: hidden states of every head, with what all rows share computed once.
+
+    token_ids (B, T)    every row begins with the same S tokens (the chat template's opening)
+    packed (1, N, D)    [ prefix | S tokens ] [ row 1's own | row 2's own | ... ]     N = P + S + B * (T - S)
+
+Under a causal mask the states of the prefix and of those S tokens are the same in every row, so a batch needs them once.
+Everything but attention sees one long row, which also makes matrix products large. In attention, a row's own positions
+look at the shared keys and at its own.
+"""
+
+import keras
+from keras import ops
+
+from keras_mtp.layers.untrained import Untrained
+from keras_mtp.models.block import Rotation, apply_block, grouped_attention
+
+
+class TrainingView(keras.Model):
+    """The layers of an `MTPCausalLM`, applied to a batch whose rows begin alike.
+
+    Args:
+        model: the `MTPCausalLM`. Its layers are shared, not copied.
+        shared_tokens: int. S: every row of every batch must begin with the same S tokens. 0 is always right.
+        only_heads: leave `head_1` out, as when the heads are warmed up.
+        detach: cut the gradient between the heads and the trunk, so that the heads learn but do not teach.
+
+    Call arguments:
+        token_ids: int tensor (B, T), T > S, padded on the right.
+
+    Returns:
+        Dict `{"head_1": ..., "head_2": ...}` of hidden states (B, T, D) after the final norm, in the compute dtype.
+    """
+
+    def __init__(
+        self, model: keras.Model, *, shared_tokens: int = 0, only_heads: bool = False, detach: bool = False
+    ):
+        super().__init__(name="training_view", dtype=model.backbone.token_embedding.dtype_policy)
+        self.backbone = model.backbone
+        self.prefix_embedding = model.prefix_embedding
+        self.heads = list(model.heads)
+        self.head_names = model.head_names
+        self.shared_tokens = shared_tokens
+        self.only_heads = only_heads
+        self.detach = detach
+        self.untrained_norm = Untrained(model.backbone.layer_norm)
+        self.built = True
+
+    def call(self, token_ids):
+        packed = _Packed(token_ids, self.shared_tokens, self.prefix_embedding, self.backbone)
+        *blocks, last_block = self.backbone.transformer_layers
+        x = packed.embeddings
+        for block in blocks:
+            x = packed.block(block, x)
+        states = {"before_last_block": x}
+        if not self.only_heads or any(head.reads == "last_block" for head in self.heads):
+            states["last_block"] = packed.block(last_block, x)
+        outputs = {}
+        if not self.only_heads:
+            outputs["head_1"] = packed.rows(self.backbone.layer_norm(packed.answers(states["last_block"])))
+        if self.detach or self.only_heads:
+            states = {name: ops.stop_gradient(state) for name, state in states.items()}
+        for name, head in zip(self.head_names[1:], self.heads, strict=True):
+            state = head.advance(states[head.reads], packed.block)
+            outputs[name] = packed.rows(self.untrained_norm(packed.answers(state)))
+        return outputs
+
+
+class _Packed:
+    """A batch as one row, and how its positions attend to one another."""
+
+    def __init__(self, token_ids, shared_tokens: int, prefix_embedding, backbone):
+        self.batch_size, self.own = ops.shape(token_ids)[0], ops.shape(token_ids)[1] - shared_tokens
+        shared = backbone.token_embedding(token_ids[:1, :shared_tokens]) if shared_tokens else None
+        own = backbone.token_embedding(ops.reshape(token_ids[:, shared_tokens:], (1, -1)))
+        self.prefix_length = 0
+        if prefix_embedding is not None:
+            self.prefix_length = prefix_embedding.length
+            shared = prefix_embedding(own[:, :0] if shared is None else shared)
+        self.shared_tokens = shared_tokens
+        self.shared = self.prefix_length + shared_tokens
+        self.embeddings = own if shared is None else ops.concatenate([shared, own], axis=1)
+        own_positions = self.shared + ops.arange(self.own, dtype="int32")
+        positions = ops.concatenate(
+            [ops.arange(self.shared, dtype="int32"), ops.tile(own_positions, [self.batch_size])]
+        )
+        first = backbone.transformer_layers[0]
+        self.rotation = Rotation(first, positions[None])
+        self.scale = first._self_attention_layer._inv_norm_factor
+        keys = ops.arange(self.shared + self.own, dtype="int32")
+        self.visible = (keys[None] <= own_positions[:, None])[None]
+        self.visible_shared = (keys[None, : self.shared] <= keys[: self.shared, None])[None]
+
+    def block(self, block, x):
+        return apply_block(block, x, self.rotation, self.attend)
+
+    def attend(self, query, key, value):
+        (q_shared, q), (k_shared, k), (v_shared, v) = self.split(query), self.split(key), self.split(value)
+        if not self.shared:
+            return self.join(grouped_attention(q, k, v, self.visible, self.scale))
+        of_shared = grouped_attention(q_shared, k_shared, v_shared, self.visible_shared, self.scale)
+        keys, values = self.with_shared(k_shared, k), self.with_shared(v_shared, v)
+        of_own = grouped_attention(q, keys, values, self.visible, self.scale)
+        return ops.concatenate([of_shared, self.join(of_own)], axis=1)
+
+    def split(self, x):
+        """(1, N, ...) -> (1, P + S, ...) and (B, T - S, ...)."""
+        return x[:, : self.shared], ops.reshape(
+            x[:, self.shared :], (self.batch_size, self.own, *x.shape[2:])
+        )
+
+    def join(self, own):
+        """(B, T - S, ...) -> (1, B * (T - S), ...)."""
+        return ops.reshape(own, (1, -1, *own.shape[2:]))
+
+    def with_shared(self, shared, own):
+        """Every row's keys, or values: the shared ones, then its own."""
+        spread = ops.broadcast_to(shared, (self.batch_size, *ops.shape(shared)[1:]))
+        return ops.concatenate([spread, own], axis=1)
+
+    def answers(self, x):
+        """Without the prefix, which predicts nothing: (1, S + B * (T - S), D)."""
+        return x[:, self.prefix_length :]
+
+    def rows(self, x):
+        """(1, S + B * (T - S), D) -> (B, T, D)."""
+        own = ops.reshape(x[:, self.shared_tokens :], (self.batch_size, self.own, x.shape[-1]))
+        return self.with_shared(x[:, : self.shared_tokens], own) if self.shared_tokens else own
