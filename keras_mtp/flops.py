@@ -1,0 +1,161 @@
+"""How many floating-point operations a training step takes, from sizes alone.
+
+A matrix product of (N, a) and (a, b) is 2·N·a·b operations. Forward it is made once; backward once more for the gradient
+of its input, and once more for that of its weight, where that weight is trained:
+
+    per position and weight of a block      forward   input's gradient   weight's gradient
+    full       the trunk is trained            2              2                  2           = 6
+    prefix     the trunk is frozen             2              2                  -           = 4
+    heads      the trunk is only passed        2              -                  -           = 2
+
+Attention scores and their weighted sum have no weights: 4 per query, key and dimension forward, 8 more where a gradient
+passes. The unembedding is made for the labelled rows of every head only. Norms, softmax, rotary embedding and the
+optimizer are left out: on a real Llama they are about one per cent. `tests/test_flops.py` holds these formulas against
+what XLA and torch count.
+
+Reference: Kaplan et al. 2020, arXiv 2001.08361, section 2.1 and table 1.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+TRAINED = ("full", "prefix", "heads")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What of a Llama decides its cost.
+
+    Args:
+        hidden_dim: D. query_dim: query heads times their size. key_value_dim: key-value heads times their size.
+        intermediate_dim: width of the feed-forward. num_layers: blocks. vocabulary_size: V.
+    """
+
+    hidden_dim: int
+    query_dim: int
+    key_value_dim: int
+    intermediate_dim: int
+    num_layers: int
+    vocabulary_size: int
+
+    @classmethod
+    def of(cls, backbone: Any) -> Self:
+        """Reads them off a keras-hub Llama backbone."""
+        head_dim = backbone.hidden_dim // backbone.num_query_heads
+        return cls(
+            hidden_dim=backbone.hidden_dim,
+            query_dim=backbone.num_query_heads * head_dim,
+            key_value_dim=backbone.num_key_value_heads * head_dim,
+            intermediate_dim=backbone.intermediate_dim,
+            num_layers=backbone.num_layers,
+            vocabulary_size=backbone.vocabulary_size,
+        )
+
+    @property
+    def block_weights(self) -> int:
+        """Weights of one block's matrices; the norms' scales are no matrices."""
+        return self.hidden_dim * (2 * self.query_dim + 2 * self.key_value_dim + 3 * self.intermediate_dim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Positions:
+    """The positions a forward pass computes.
+
+    Args:
+        rows: B, the sequences.
+        own: positions computed for every sequence, padding included, and the prefix too where each computes its own.
+        shared: positions in front of them that are computed once for all sequences.
+    """
+
+    rows: int
+    own: int
+    shared: int = 0
+
+    @property
+    def count(self) -> int:
+        """How many they are, N."""
+        return self.shared + self.rows * self.own
+
+    @property
+    def pairs(self) -> int:
+        """Query-key pairs of attention; those that the causal mask hides are computed and thrown away."""
+        return self.shared**2 + self.rows * self.own * (self.shared + self.own)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepFlops:
+    """Operations of one step by part; `total` adds them up."""
+
+    trunk: float
+    heads: float
+    unembedding: float
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.trunk + self.heads + self.unembedding
+
+
+def step_flops(
+    sizes: Sizes,
+    positions: Positions,
+    *,
+    labelled_rows: int,
+    trained: str = "prefix",
+    heads: int = 0,
+    kind: str = "transformer",
+    heads_trained: bool = True,
+    detached: bool = False,
+) -> StepFlops:
+    """Operations of one training step: forward and backward of the model and its loss.
+
+    Args:
+        sizes: the Llama's. positions: what a batch makes it compute.
+        labelled_rows: positions that the unembedding is made for, summed over all heads, `head_1` included.
+        trained: "prefix" (the trunk is frozen; LoRA costs as much plus its small matrices), "full", or "heads" (the
+            warm-up of the heads, where the trunk gets no gradient and `head_1` makes no logits).
+        heads: number of heads beyond `head_1`.
+        kind: "transformer" or "linear".
+        heads_trained: whether their weights are trained. detached: whether their gradient stops before the trunk.
+
+    Returns:
+        The operations by part.
+
+    Raises:
+        ValueError: `trained` or `kind` is no known name.
+
+    Example:
+
+    ```python
+    sizes = Sizes.of(backbone)
+    step_flops(sizes, Positions(rows=8, own=256), labelled_rows=8 * 100).total / seconds  # FLOP/s
+    ```
+    """
+    if trained not in TRAINED:
+        raise ValueError(f"`trained` must be one of {TRAINED}. Received: trained={trained!r}")
+    if kind not in ("transformer", "linear"):
+        raise ValueError(f'`kind` must be "transformer" or "linear". Received: kind={kind!r}')
+    detached = detached or trained == "heads"
+    trunk_passes = {"full": 3, "prefix": 2, "heads": 1}[trained]
+    # Transformer heads run beside the last block: while they alone are trained, nobody needs it.
+    layers = sizes.num_layers - (trained == "heads" and kind == "transformer")
+    # The unembedding is trained by head_1 at most, and only where the trunk is.
+    head_1_rows = labelled_rows / (1 + heads) if trained == "full" else 0
+    return StepFlops(
+        trunk=layers * _block(sizes, positions, trunk_passes, backward=trained != "heads"),
+        heads=heads * _head(sizes, positions, kind, heads_trained, detached),
+        unembedding=(4 * labelled_rows + 2 * head_1_rows) * sizes.hidden_dim * sizes.vocabulary_size,
+    )
+
+
+def _block(sizes: Sizes, positions: Positions, passes: int, *, backward: bool) -> float:
+    attention = (12 if backward else 4) * positions.pairs * sizes.query_dim
+    return 2 * passes * positions.count * sizes.block_weights + attention
+
+
+def _head(sizes: Sizes, positions: Positions, kind: str, trained: bool, detached: bool) -> float:
+    passes = 3 if trained else 2
+    if kind == "transformer":
+        # Detached or not: the scale of the norm it begins with is trained, and needs the gradient of all that follows.
+        return _block(sizes, positions, passes, backward=True)
+    return 2 * (passes - detached) * positions.count * sizes.hidden_dim**2

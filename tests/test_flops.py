@@ -1,0 +1,249 @@
+"""The formula against what XLA and torch count in the very step that `train` makes.
+
+A gradient of frozen weights that slips back in shows here as half as much work again. XLA counts elementwise operations
+as well, about one per cent of this model; torch counts matrix products only.
+"""
+
+import contextlib
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_mtp.data.batches import Batches
+from keras_mtp.data.encoding import Encoded
+from keras_mtp.evaluation import HeldOutEvaluation
+from keras_mtp.flops import Positions, Sizes, step_flops
+from keras_mtp.layers.linear_head import LinearHead
+from keras_mtp.layers.transformer_head import TransformerHead
+from keras_mtp.losses import LinearCrossEntropy
+from keras_mtp.metrics import MetricsLog
+from keras_mtp.models.mtp_causal_lm import MTPCausalLM
+from keras_mtp.recipe import Recipe, updated
+from keras_mtp.training import train
+from tests import tiny
+
+BACKEND = keras.config.backend()
+needs_a_counter = pytest.mark.skipif(BACKEND == "tensorflow", reason="TensorFlow has no counter of this kind")
+
+# Wide enough for the matrices to outweigh the rest; 16 x 16 labelled rows are one full chunk of the loss, whose loop
+# XLA would otherwise count once, however often it runs.
+ROWS, PROMPT, ANSWER, PREFIX, VOCABULARY = 16, 16, 16, 8, 512
+WIDE = {"vocabulary_size": VOCABULARY, "num_layers": 2, "hidden_dim": 256, "intermediate_dim": 768}
+POSITIONS = Positions(rows=ROWS, own=PREFIX + PROMPT + ANSWER)
+KINDS = {"transformer": TransformerHead, "linear": LinearHead}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """A step to count: what `step_flops` is asked and what `train` is told."""
+
+    trained: str = "prefix"
+    heads: int = 0
+    kind: str = "transformer"
+    heads_trained: bool = True
+    detached: bool = False
+
+    @property
+    def formula(self) -> float:
+        outputs = self.heads if self.trained == "heads" else 1 + self.heads
+        labelled_rows = outputs * ROWS * ANSWER
+        return step_flops(SIZES, POSITIONS, labelled_rows=labelled_rows, **dataclasses.asdict(self)).total
+
+    @property
+    def recipe(self) -> Recipe:
+        values = {
+            "heads.count": self.heads,
+            "heads.warmup_steps": int(self.trained == "heads"),
+            "heads.freeze": not self.heads_trained,
+            "heads.detach": self.detached,
+            "training.steps": 1,
+            "training.batch_size": ROWS,
+        }
+        return updated(Recipe(), values)
+
+
+SIZES = Sizes(
+    hidden_dim=256,
+    query_dim=256,
+    key_value_dim=128,
+    intermediate_dim=768,
+    num_layers=2,
+    vocabulary_size=VOCABULARY,
+)
+CASES = {
+    "prefix": Case(),
+    "full": Case(trained="full"),
+    "heads": Case(trained="heads", heads=1),
+    "prefix and frozen head": Case(heads=1, heads_trained=False),
+    "prefix and two heads": Case(heads=2),
+    "prefix and detached head": Case(heads=1, detached=True),
+    "prefix and linear head": Case(heads=1, kind="linear"),
+}
+
+
+class Counted(Exception):
+    """Ends a training once its first step is counted."""
+
+
+class CountFirstStep(keras.callbacks.Callback):
+    """Raises `Counted(operations)` of the step that `fit` is about to make, or has made."""
+
+    def __init__(self, examples):
+        super().__init__()
+        self.examples = examples
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if BACKEND == "jax":
+            raise Counted(_xla_flops(self.model, self.examples))
+        self.counter = _torch_counter()
+        self.counter.__enter__()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.counter.__exit__(None, None, None)
+        raise Counted(self.counter.get_total_flops())
+
+
+def _xla_flops(model: keras.Model, examples) -> float:
+    import jax
+
+    batches = Batches(examples, heads=tuple(model.loss), steps=1, batch_size=ROWS)
+    parts = (
+        model.trainable_variables,
+        model.non_trainable_variables,
+        model.optimizer.variables,
+        model.metrics_variables,
+    )
+    state = tuple([v.value for v in part] for part in parts)
+    return jax.jit(model.train_step).lower(state, batches[0]).compile().cost_analysis()["flops"]
+
+
+def _torch_counter():
+    """torch's counter, told about the attention kernel for CPUs, which it leaves out."""
+    import torch
+    from torch.utils import flop_counter
+
+    def forward(query, key, value, *rest, out_shape=None, **options):
+        return flop_counter.sdpa_flop_count(query, key, value)
+
+    def backward(upstream, query, key, value, *rest, out_shape=None, **options):
+        return flop_counter.sdpa_backward_flop_count(upstream, query, key, value)
+
+    attention = torch.ops.aten
+    return flop_counter.FlopCounterMode(
+        display=False,
+        custom_mapping={
+            attention._scaled_dot_product_flash_attention_for_cpu: forward,
+            attention._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+        },
+    )
+
+
+def _examples() -> list[Encoded]:
+    rng = np.random.default_rng(0)
+    tokens = PROMPT + ANSWER
+    is_answer = np.arange(tokens) >= PROMPT
+    return [
+        Encoded(id=str(i), ids=rng.integers(0, VOCABULARY, tokens).astype("int32"), is_answer=is_answer)
+        for i in range(ROWS)
+    ]
+
+
+def _counted(case: Case, folder) -> float:
+    heads = [KINDS[case.kind](name=f"head_{k}") for k in range(2, 2 + case.heads)]
+    model = MTPCausalLM(
+        tiny.backbone(**WIDE), prefix_length=PREFIX, heads=heads, freeze_backbone=case.trained != "full"
+    )
+    examples = _examples()
+    log = MetricsLog(folder / "metrics.csv", model.head_names)
+    evaluate = HeldOutEvaluation(model, examples[:1], 1)
+    with pytest.raises(Counted) as counted, contextlib.closing(log):
+        train(model, examples, case.recipe, log, evaluate, [CountFirstStep(examples)])
+    return counted.value.args[0]
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory):
+    """Operations of every case, counted once."""
+    return {name: _counted(case, tmp_path_factory.mktemp("flops")) for name, case in CASES.items()}
+
+
+@needs_a_counter
+@pytest.mark.parametrize("name", CASES)
+def test_a_step_takes_what_the_formula_says(counted, name):
+    assert counted[name] == pytest.approx(CASES[name].formula, rel=0.02)
+
+
+@needs_a_counter
+def test_full_prefix_and_heads_stand_in_the_predicted_ratio(counted):
+    for name in ("full", "heads"):
+        predicted = CASES[name].formula / CASES["prefix"].formula
+        assert counted[name] / counted["prefix"] == pytest.approx(predicted, rel=0.01)
+
+
+@needs_a_counter
+@pytest.mark.parametrize("trained", [False, True])
+def test_loss_makes_two_products_and_a_third_where_it_trains(trained):
+    products = _loss_flops(trained, labelled=256, chunk_rows=256) / (2 * 256 * 256 * VOCABULARY)
+    assert products == pytest.approx(3 if trained else 2, rel=0.02)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="XLA's counter does not see how often a loop runs")
+def test_rows_without_a_label_cost_nothing():
+    some, all_rows = (_loss_flops(False, labelled=rows, chunk_rows=32) for rows in (64, 256))
+    assert some * 4 == all_rows
+
+
+def _loss_flops(trained: bool, *, labelled: int, chunk_rows: int) -> float:
+    """Of the lean loss and its gradients, on 256 rows."""
+    layer = keras.layers.ReversibleEmbedding(VOCABULARY, 256, tie_weights=True)
+    layer.build()
+    loss = LinearCrossEntropy(layer, trained=trained, chunk_rows=chunk_rows)
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(1, 256, 256)).astype("float32")
+    targets = rng.integers(0, VOCABULARY, (1, 256)).astype("int32")
+    weights = (np.arange(256) < labelled).astype("float32")[None]
+    if BACKEND == "torch":
+        hidden = ops.convert_to_tensor(hidden).requires_grad_()
+        with _torch_counter() as counter:
+            loss(targets, hidden, weights).backward()
+        return counter.get_total_flops()
+    import jax
+
+    def value(hidden, table):
+        with keras.StatelessScope(state_mapping=[(layer.embeddings, table)]):
+            return loss(targets, hidden, weights)
+
+    gradients = jax.jit(jax.grad(value, argnums=(0, 1) if trained else 0))
+    return gradients.lower(hidden, layer.embeddings.value).compile().cost_analysis()["flops"]
+
+
+def test_sizes_are_read_off_a_backbone():
+    assert Sizes.of(tiny.backbone(**WIDE)) == SIZES
+
+
+def test_smollm2_has_the_weights_it_is_known_for():
+    sizes = Sizes(
+        hidden_dim=576,
+        query_dim=576,
+        key_value_dim=192,
+        intermediate_dim=1536,
+        num_layers=30,
+        vocabulary_size=49152,
+    )
+    norms = (2 * 30 + 1) * 576
+    assert 30 * sizes.block_weights + norms + 576 * 49152 == 134_515_008
+
+
+def test_positions_shared_by_all_rows_are_computed_once():
+    own, shared = Positions(rows=8, own=40), Positions(rows=8, own=24, shared=16)
+    assert (own.count, shared.count) == (320, 208)
+    assert (own.pairs, shared.pairs) == (8 * 40 * 40, 16 * 16 + 8 * 24 * 40)
+
+
+@pytest.mark.parametrize("argument", [{"trained": "lora"}, {"kind": "medusa"}])
+def test_arguments_out_of_range(argument):
+    with pytest.raises(ValueError, match=f"`{next(iter(argument))}` must be"):
+        step_flops(SIZES, POSITIONS, labelled_rows=1, **argument)
