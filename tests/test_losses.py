@@ -1,12 +1,18 @@
 """The lean loss against a float64 oracle in NumPy and against Keras' own loss on logits."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
+from keras_mtp.data.batches import Batches
+from keras_mtp.layers.transformer_head import TransformerHead
 from keras_mtp.losses import LinearCrossEntropy, score_rows, unembedding_kernel
+from keras_mtp.models.mtp_causal_lm import MTPCausalLM
 from tests import tiny
+from tests.autodiff import value_and_gradients
 
 
 def _unembedding(vocabulary: int, hidden: int, tied: bool, seed: int = 0) -> keras.layers.Layer:
@@ -35,30 +41,6 @@ def _oracle(hidden, matrix, targets, weights):
     return loss, (d_logits @ matrix.T).reshape(hidden.shape), h.T @ d_logits
 
 
-def _loss_and_gradients(loss, layer, hidden, targets, weights):
-    """Of the weighted loss, with respect to hidden states and unembedding, by one SGD step of a model."""
-    inputs = keras.Input(hidden.shape[1:])
-    shift = keras.layers.Dense(hidden.shape[-1], kernel_initializer="zeros", name="shift")
-    # A zero Dense on the hidden states plus the states: its kernel's gradient is hidden^T dHidden.
-    model = keras.Model(inputs, inputs + shift(inputs))
-    start = tiny.arrays([*shift.trainable_variables, *layer.trainable_variables])
-
-    class Whole(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.inner, self.unembedding = model, layer
-
-        def call(self, x):
-            return self.inner(x)
-
-    whole = Whole()
-    whole(hidden)
-    whole.compile(keras.optimizers.SGD(1.0), loss=loss)
-    value = float(whole.train_on_batch(hidden, targets, sample_weight=weights))
-    end = tiny.arrays([*shift.trainable_variables, *layer.trainable_variables])
-    return value, [s - e for s, e in zip(start, end, strict=True)]
-
-
 def _draw(rng, rows, tokens, hidden_dim, vocabulary, masked=0.5):
     hidden = rng.normal(size=(rows, tokens, hidden_dim)).astype("float32")
     targets = rng.integers(0, vocabulary, (rows, tokens)).astype("int32")
@@ -66,30 +48,95 @@ def _draw(rng, rows, tokens, hidden_dim, vocabulary, masked=0.5):
     return hidden, targets, weights.astype("float32")
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_agrees_with_the_oracle(seed):
-    rng = np.random.default_rng(seed)
-    rows, tokens, hidden_dim = (int(n) for n in rng.integers(1, 9, 3))
-    vocabulary = int(rng.integers(1, 40))
-    layer = _unembedding(vocabulary, hidden_dim, tied=bool(seed % 2), seed=seed)
-    hidden, targets, weights = _draw(
-        rng, rows, tokens, hidden_dim, vocabulary, masked=(0.0, 0.5, 1.0)[seed % 3]
+# JAX compiles every shape: there 50 shapes, each with ten other masks, weights and values.
+CASES, BLOCKS = 500, 10
+CASES_PER_SHAPE = 10 if keras.config.backend() == "jax" else 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Sizes of one case. Every tenth has a single row, every tenth a vocabulary of one."""
+
+    rows: int
+    hidden_dim: int
+    vocabulary: int
+    chunk_rows: int
+    tied: bool
+    trained: bool
+
+    @classmethod
+    def draw(cls, number: int) -> "Shape":
+        rng = np.random.default_rng([number, *b"shape"])
+        return cls(
+            rows=1 if number % 10 == 0 else int(rng.integers(2, 70)),
+            hidden_dim=int(rng.integers(1, 33)),
+            vocabulary=1 if number % 10 == 1 else int(rng.integers(2, 100)),
+            chunk_rows=int(rng.integers(1, 40)),
+            tied=bool(rng.integers(2)),
+            trained=bool(rng.integers(2)),
+        )
+
+
+@pytest.mark.parametrize("block", range(BLOCKS))
+def test_agrees_with_the_oracle_in_every_shape(block):
+    """To 2e-6: the loss relative to a mean of one nat or more, a gradient relative to its largest entry."""
+    count = CASES // BLOCKS
+    for number in range(block * count, (block + 1) * count, CASES_PER_SHAPE):
+        shape = Shape.draw(number // CASES_PER_SHAPE)
+        layer = _unembedding(shape.vocabulary, shape.hidden_dim, shape.tied, seed=number)
+        lean = _with_gradients(layer, shape)
+        for draw in range(number, number + CASES_PER_SHAPE):
+            _check_against_oracle(lean, layer, shape, draw)
+
+
+def _with_gradients(layer, shape: Shape):
+    lean = LinearCrossEntropy(layer, trained=shape.trained, chunk_rows=shape.chunk_rows)
+    return value_and_gradients(
+        lambda hidden, targets, weights: lean(targets, hidden, weights), layer.weights[-1:]
     )
-    trained = seed % 4 < 2
-    loss = LinearCrossEntropy(layer, trained=trained, chunk_rows=int(rng.integers(1, 12)))
-    value, (d_shift, d_bias, *d_table) = _loss_and_gradients(loss, layer, hidden, targets, weights)
-    expected, d_hidden, d_matrix = _oracle(hidden, _matrix_before(layer, d_table), targets, weights)
-    assert value == pytest.approx(expected, abs=2e-5, rel=2e-6)
-    flat = hidden.reshape(-1, hidden_dim)
-    np.testing.assert_allclose(d_shift, flat.T @ d_hidden.reshape(-1, hidden_dim), atol=3e-5)
-    np.testing.assert_allclose(d_bias, d_hidden.reshape(-1, hidden_dim).sum(0), atol=3e-5)
-    d_unembedding = d_table[-1].T if layer.tie_weights else d_table[-1]
-    np.testing.assert_allclose(d_unembedding, d_matrix if trained else np.zeros_like(d_matrix), atol=3e-5)
 
 
-def _matrix_before(layer, step) -> np.ndarray:
-    """The unembedding as it was before the SGD step."""
-    return _matrix(layer) + (step[-1].T if layer.tie_weights else step[-1])
+def _check_against_oracle(lean, layer, shape: Shape, draw: int) -> None:
+    rng = np.random.default_rng([draw, *b"values"])
+    masked = (0.0, 0.5, 0.9, 1.0)[draw % 4]
+    hidden, targets, weights = _draw(rng, 1, shape.rows, shape.hidden_dim, shape.vocabulary, masked)
+    weights /= max(weights.sum(), 1e-9)  # a sum of one, as `keras_mtp.data.batches` makes it
+    value, (d_hidden, d_kernel) = lean(hidden, targets, weights)
+    loss, *expected = _oracle(hidden, _matrix(layer), targets, weights)
+    assert abs(value - loss) <= 2e-6 * max(loss, 1), (shape, draw)
+    if not shape.trained:
+        expected[1] = np.zeros_like(expected[1])
+    for gradient, oracle in zip((d_hidden, d_kernel.T if shape.tied else d_kernel), expected, strict=True):
+        assert np.abs(gradient - oracle).max() <= 2e-6 * np.abs(oracle).max(), (shape, draw)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_trains_as_keras_own_loss_does(frozen):
+    """50 steps of `fit`, loss by loss, with prefix and a head; where the trunk is trained, its unembedding too."""
+    lean, naive = (_fifty_steps(outputs, frozen) for outputs in ("hidden_states", "logits"))
+    assert lean["loss"][-1] < lean["loss"][0] - 0.1
+    for name in ("loss", "head_1_loss", "head_2_loss"):
+        np.testing.assert_allclose(lean[name], naive[name], rtol=0, atol=1e-5)
+
+
+def _fifty_steps(outputs: str, frozen: bool) -> dict[str, list[float]]:
+    """The losses of every step."""
+    model = MTPCausalLM(
+        tiny.backbone(), prefix_length=3, heads=[TransformerHead(name="head_2")], freeze_backbone=frozen
+    )
+    if outputs == "logits":
+        own = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
+        losses = dict.fromkeys(model.head_names, own)
+    else:
+        unembedding = model.backbone.token_embedding
+        losses = {
+            name: LinearCrossEntropy(unembedding, trained=name == "head_1" and not frozen, chunk_rows=16)
+            for name in model.head_names
+        }
+        model = model.training_view()
+    model.compile(keras.optimizers.SGD(0.01), loss=losses, loss_weights={"head_1": 1.0, "head_2": 0.3})
+    batches = Batches(tiny.encoded(24), heads=tuple(losses), steps=50, batch_size=4, buckets=1)
+    return model.fit(batches, epochs=50, steps_per_epoch=1, shuffle=False, verbose=0).history
 
 
 @pytest.mark.parametrize("tied", [True, False])
