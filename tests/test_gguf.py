@@ -37,7 +37,7 @@ def test_the_sizes_are_those_written(path):
     sizes = read_sizes(GGUFFile(path))
     assert (sizes.num_layers, sizes.hidden_dim, sizes.intermediate_dim) == (2, 48, 40)
     assert (sizes.num_query_heads, sizes.num_key_value_heads, sizes.head_dim) == (6, 3, 8)
-    assert (sizes.layer_norm_epsilon, sizes.rope_wavelength, sizes.rope_factor) == (1e-5, 1e5, None)
+    assert (sizes.layer_norm_epsilon, sizes.rope_wavelength, sizes.rope_scaling) == (1e-5, 1e5, None)
     assert not sizes.tied
 
 
@@ -67,9 +67,20 @@ REFUSED_METADATA = {
     "other architecture": ({"general.architecture": "qwen2"}, "`general.architecture` must be 'llama'"),
     "experts": ({"llama.expert_count": 8}, "`llama.expert_count` = 8 is not supported"),
     "sliding window": ({"llama.attention.sliding_window": 128}, "`llama.attention.sliding_window` = 128"),
-    "linear rope": ({"llama.rope.scaling.type": "linear"}, "`llama.rope.scaling.type` = 'linear'"),
+    "linear rope without factor": (
+        {"llama.rope.scaling.type": "linear"},
+        "it has no `llama.rope.scaling.factor`",
+    ),
+    "linear rope by 0": (
+        {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 0.0},
+        "must be numbers above 0",
+    ),
+    "a part": ({"split.count": 3}, "it is one part of 3"),
     "yarn": ({"llama.rope.scaling.type": "yarn"}, "`llama.rope.scaling.type` = 'yarn'"),
-    "rope factor": ({"llama.rope.scaling.factor": 2.0}, "`llama.rope.scaling.factor` = 2.0"),
+    "rope factor": (
+        {"llama.rope.scaling.factor": 2.0},
+        "`llama.rope.scaling.factor` = 2.0 stands there without",
+    ),
     "partial rope": ({"llama.rope.dimension_count": 4}, "`llama.rope.dimension_count` must be 8"),
     "wide heads": ({"llama.attention.key_length": 16}, "`llama.attention.key_length` must be 8"),
     "sizes per layer": ({"llama.attention.head_count_kv": [2, 2, 2]}, "head_count_kv` must be of type int"),
@@ -79,7 +90,11 @@ REFUSED_METADATA = {
     "more layers": ({"llama.block_count": 4}, "9 tensors are missing, the first is blk.3.attn_norm.weight"),
     "fewer layers": ({"llama.block_count": 2}, "9 tensors are no part of a plain Llama"),
     "other width": ({"llama.feed_forward_length": 65}, r"ffn_gate.weight must have shape \(65, 32\)"),
-    "sentencepiece": ({"tokenizer.ggml.model": "llama"}, "`tokenizer.ggml.model` must be 'gpt2'"),
+    "wordpiece": ({"tokenizer.ggml.model": "bert"}, "`tokenizer.ggml.model` must be 'gpt2' or 'llama'"),
+    "no scores": (
+        {"tokenizer.ggml.model": "llama", "tokenizer.ggml.pre": None},
+        "no `tokenizer.ggml.scores`",
+    ),
     "other cut": (
         {"tokenizer.ggml.pre": "qwen2"},
         "must be one of gpt-2, llama-bpe, smollm. Received: 'qwen2'",

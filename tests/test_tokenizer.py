@@ -3,6 +3,7 @@ import json
 from pathlib import Path
 
 import pytest
+import tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from keras_mtp.data.chat_template import compile_template
@@ -11,6 +12,7 @@ from keras_mtp.errors import UserError
 from keras_mtp.models.backbone import DEFAULT_MODEL, locate
 from keras_mtp.models.gguf import GGUFFile
 from keras_mtp.models.gguf_tokenizer import read_tokenizer
+from tests import tiny_tokenizers
 from tests.tiny_gguf import write_tiny_gguf
 
 FIXTURE = Path(__file__).parent / "fixtures" / "tokenizer_ids.jsonl.gz"
@@ -61,6 +63,19 @@ def test_ids_are_llama_cpps_on_a_thousand_texts(name):
 
 def test_the_texts_of_the_fixture_tell_the_ways_to_cut_apart():
     assert all(sum(name in line for line in _fixture()) > 50 for name in PRE_TOKENIZERS)
+
+
+@pytest.mark.parametrize("kind", tiny_tokenizers.SPECIAL)
+def test_ids_are_those_of_the_tokenizer_that_the_vocabulary_came_from(tmp_path, kind):
+    """A tokenizer trained by `tokenizers`, its vocabulary put into a GGUF file as llama.cpp's converter does."""
+    reference = tokenizers.Tokenizer.from_str(tiny_tokenizers.byte_level(kind))
+    tokens = [reference.id_to_token(index) for index in range(reference.get_vocab_size())]
+    merges = [" ".join(merge) for merge in json.loads(reference.to_str())["model"]["merges"]]
+    keys = {"tokens": tokens, "merges": merges, "pre": kind, "token_type": [3] * 3 + [1] * (len(tokens) - 3)}
+    tokenizer = _tiny(tmp_path, **{f"tokenizer.ggml.{key}": value for key, value in keys.items()})
+    for text in tiny_tokenizers.texts():
+        assert tokenizer.encode(text, special=True) == reference.encode(text).ids, text
+        assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_smollms_special_tokens(smollm):

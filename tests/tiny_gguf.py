@@ -59,7 +59,8 @@ def write_tiny_gguf(
         tied: whether the unembedding is the token embedding.
         num_layers: ... `inner`: sizes. Quantised, `hidden` and `inner` must be multiples of 32.
         vocabulary: words that become one token each, with the space before them; all bytes are tokens as well.
-        quantization: how matrices are stored: "F32", "Q8_0", ...; vectors are float32 always.
+        quantization: how matrices are stored: "F32", "Q8_0", ...; vectors are float32 always. What the package
+            `gguf` cannot quantise ("Q4_K", ...) becomes random blocks: then the weights returned are not those.
         metadata: keys to add or replace; those whose value is None are left out.
         tensors: tensors to add or replace, as they stand in the file; None leaves one out.
 
@@ -79,7 +80,7 @@ def write_tiny_gguf(
     for name, weight in stored.items():
         if weight is not None:
             kind = gguf.GGMLQuantizationType[quantization if weight.ndim > 1 else "F32"]
-            writer.add_tensor(name, gguf.quants.quantize(weight, kind), raw_dtype=kind)
+            writer.add_tensor(name, _stored(weight, kind, seed), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -148,6 +149,7 @@ def _weights(seed, tokens, num_layers, hidden, grouped, inner) -> dict[str, np.n
     shapes |= {"output_norm.weight": (hidden,), "output.weight": (tokens, hidden)}
     draws = {name: rng.normal(0, 0.2, shape) + (len(shape) == 1) for name, shape in shapes.items()}
     draws["token_embd.weight"] *= 0.05
+    draws["output.weight"] *= 0.05
     return {name: draw.astype("float32") for name, draw in draws.items()}
 
 
@@ -158,6 +160,35 @@ def _permute(name: str, weight: np.ndarray, heads: int, kv_heads: int) -> np.nda
     count = heads if "attn_q" in name else kv_heads
     halves = weight.reshape(count, 2, weight.shape[0] // count // 2, *weight.shape[1:])
     return halves.swapaxes(1, 2).reshape(weight.shape)
+
+
+# Where the float16 scales of a block are, in bytes, and what makes its weights about 0.05; all other bytes may be any.
+_SCALES = {
+    "Q2_K": {80: 5e-3, 82: 7.5e-3},
+    "Q3_K": {108: 1e-3},
+    "Q4_K": {0: 2e-4, 2: 1.5e-3},
+    "Q5_K": {0: 1e-4, 2: 1.5e-3},
+    "Q6_K": {208: 3e-5},
+    "IQ4_NL": {0: 5e-4},
+    "IQ4_XS": {0: 3e-5},
+    "IQ2_XXS": {0: 5e-4},
+    "IQ3_S": {0: 5e-4},
+    "TQ2_0": {64: 0.05},
+}
+RANDOM_BLOCKS = tuple(_SCALES)
+
+
+def _stored(weight: np.ndarray, kind: gguf.GGMLQuantizationType, seed: int) -> np.ndarray:
+    """The bytes of a tensor."""
+    if kind.name not in _SCALES:
+        return gguf.quants.quantize(weight, kind)
+    block_weights, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    blocks = np.random.default_rng([seed, weight.size]).integers(
+        0, 256, (weight.size // block_weights, block_bytes), dtype="uint8"
+    )
+    for place, scale in _SCALES[kind.name].items():
+        blocks[:, place : place + 2] = np.array([scale], "<f2").view("uint8")
+    return blocks.reshape(weight.shape[0], -1)
 
 
 def _add_key(writer: gguf.GGUFWriter, key: str, value: Any) -> None:

@@ -20,6 +20,10 @@ _LLAMA3_PATTERN = (
     r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# Where llama.cpp stops whatever the file says, and what it then treats as special: the names that Llamas use.
+END_TEXTS = frozenset(
+    {"<|eot_id|>", "<|im_end|>", "<|end|>", "<|endoftext|>", "<|eom_id|>", "<|end_of_text|>", "</s>"}
+)
 
 
 class Tokenizer:
@@ -102,7 +106,7 @@ class Tokenizer:
 
 
 def byte_level_bpe(
-    tokens: Sequence[str],
+    ids: Mapping[str, int],
     merges: Sequence[str],
     *,
     pre_tokenizer: str,
@@ -112,7 +116,7 @@ def byte_level_bpe(
     """Builds byte-level BPE from a vocabulary and its merges.
 
     Args:
-        tokens: token texts in byte-level spelling ("Ġthe"), in the order of their ids.
+        ids: the id of every token, by its text in byte-level spelling ("Ġthe").
         merges: "left right", most frequent first.
         pre_tokenizer: llama.cpp's name for how text is cut first, one of `PRE_TOKENIZERS`.
         special: tokens that only `Tokenizer.encode(..., special=True)` sees in a text; decoding can skip them.
@@ -126,11 +130,12 @@ def byte_level_bpe(
             f"The tokenizer's pre-tokenizer must be one of {', '.join(sorted(PRE_TOKENIZERS))}. Received: "
             f"{pre_tokenizer!r}. How it cuts text is not known here, and a wrong cut gives wrong token ids."
         )
-    ids = {token: index for index, token in enumerate(tokens)}
     try:
         pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
         # Llama 3 takes a whole word that is in the vocabulary before it looks at any merge.
-        model = models.BPE(vocab=ids, merges=pairs, ignore_merges=PRE_TOKENIZERS[pre_tokenizer] is _llama3)
+        model = models.BPE(
+            vocab=dict(ids), merges=pairs, ignore_merges=PRE_TOKENIZERS[pre_tokenizer] is _llama3
+        )
     except Exception as error:  # which is all that tokenizers raises
         raise UserError(
             f"The tokenizer's merges do not fit its tokens: {error}. Use another file."

@@ -91,9 +91,7 @@ class GGUFFile:
 
     def refuse(self, reason: str) -> NoReturn:
         """Raises the error for a file that is whole but cannot be used."""
-        raise UserError(
-            f"{self.path.name} cannot be loaded: {reason}. Use a plain Llama with byte-level BPE, as GGUF."
-        )
+        raise UserError(f"{self.path.name} cannot be loaded: {reason}. Use a plain Llama, whole, as GGUF.")
 
     def read(self, name: str) -> np.ndarray:
         """One weight as float32."""

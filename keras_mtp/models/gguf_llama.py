@@ -1,18 +1,26 @@
 """What a GGUF file must hold to be a plain Llama: its sizes, its tensors, nothing else.
 
-Everything the file says is either understood or refused by name; nothing is guessed, because a wrong guess (a rotary
-scaling left out, a bias dropped) still gives fluent text, only a worse model.
+Everything the file says is either understood or refused by name.
 
 Reference: llama.cpp, `src/models/llama.cpp` (keys and tensors) and `conversion/llama.py` (`permute`, and how
 `rope_freqs` is made).
 """
 
-import math
-from dataclasses import dataclass
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from keras_mtp.data.tokenizer import Tokenizer
+from keras_mtp.models import llama
 from keras_mtp.models.gguf import GGUFFile
+from keras_mtp.models.gguf_tokenizer import read_tokenizer
+from keras_mtp.models.licence import Licence
+from keras_mtp.models.llama import LlamaSizes, RopeScaling
+
+if TYPE_CHECKING:
+    import keras_hub
 
 # Understood here, or known not to change the computation (the longest context is a promise about quality).
 _KNOWN_KEYS = {
@@ -27,37 +35,39 @@ _KNOWN_KEYS = {
     "feed_forward_length",
     "rope.dimension_count",
     "rope.freq_base",
+    "rope.scaling.factor",
     "rope.scaling.type",
     "vocab_size",
 }
-# Llama 3.1's scaling of the rotary frequencies. Later releases differ from it in the factor only.
-ROPE_LOW, ROPE_HIGH, ROPE_LENGTH = 1.0, 4.0, 8192
 
 
-@dataclass(frozen=True, kw_only=True)
-class LlamaSizes:
-    """What makes one Llama's graph different from another's.
+class GGUFLlama:
+    """A GGUF file as a source of a model.
 
     Args:
-        rope_factor: how far Llama 3.1's scaling slows the low rotary frequencies; None without scaling.
-        tied: whether the unembedding is the token embedding.
+        path: the file.
+
+    Raises:
+        UserError: the file is damaged, or is not a plain Llama in every respect.
     """
 
-    vocabulary_size: int
-    num_layers: int
-    num_query_heads: int
-    num_key_value_heads: int
-    hidden_dim: int
-    intermediate_dim: int
-    layer_norm_epsilon: float
-    rope_wavelength: float
-    rope_factor: float | None
-    tied: bool
+    def __init__(self, path: Path) -> None:
+        self.files: tuple[Path, ...] = (path,)
+        self._file = GGUFFile(path)
+        self.sizes = read_sizes(self._file)
 
     @property
-    def head_dim(self) -> int:
-        """Units per attention head."""
-        return self.hidden_dim // self.num_query_heads
+    def licence(self) -> Licence:
+        """As the file's metadata state it."""
+        return Licence.named(self._file.get("general.license", str))
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer in the file."""
+        return read_tokenizer(self._file)
+
+    def fill(self, backbone: "keras_hub.models.Llama3Backbone") -> None:
+        """Puts the weights into an empty backbone."""
+        llama.fill(backbone, lambda name: read_weight(self._file, self.sizes, name), self._file.refuse)
 
 
 def read_sizes(file: GGUFFile) -> LlamaSizes:
@@ -66,31 +76,32 @@ def read_sizes(file: GGUFFile) -> LlamaSizes:
     Raises:
         UserError: another architecture, a setting that is not supported, or tensors that do not fit the sizes.
     """
+    if (parts := file.get("split.count", int, 1)) > 1:
+        file.refuse(f"it is one part of {parts}; join them with `llama-gguf-split --merge`")
     file.expect("general.architecture", "llama")
     _check_keys(file)
-    heads, hidden = _whole(file, "attention.head_count"), _whole(file, "embedding_length")
-    groups = _whole(file, "attention.head_count_kv", heads)
-    if hidden % (2 * heads) or heads % groups:
-        file.refuse(f"{hidden} hidden units, {heads} heads and {groups} key-value heads do not divide evenly")
-    for key in ("attention.key_length", "attention.value_length", "rope.dimension_count"):
-        if _whole(file, key, hidden // heads) != hidden // heads:
-            file.refuse(f"`llama.{key}` must be {hidden // heads}, the hidden units per head")
-    wavelength = file.get("llama.rope.freq_base", float, 10000.0)
+    heads = _whole(file, "attention.head_count")
+    wavelength = _real(file, "rope.freq_base", 10000.0)
     sizes = LlamaSizes(
         vocabulary_size=len(file.need("tokenizer.ggml.tokens", list)),
         num_layers=_whole(file, "block_count"),
         num_query_heads=heads,
-        num_key_value_heads=groups,
-        hidden_dim=hidden,
+        num_key_value_heads=_whole(file, "attention.head_count_kv", heads),
+        hidden_dim=_whole(file, "embedding_length"),
         intermediate_dim=_whole(file, "feed_forward_length"),
-        # The file holds a float32: 9.999999747e-06 stands for 1e-05.
-        layer_norm_epsilon=float(str(np.float32(file.need("llama.attention.layer_norm_rms_epsilon", float)))),
+        layer_norm_epsilon=_real(file, "attention.layer_norm_rms_epsilon"),
         rope_wavelength=wavelength,
-        rope_factor=_rope_factor(file, wavelength, hidden // heads),
+        rope_scaling=_linear_scaling(file),
         tied="output.weight" not in file.shapes,
     )
-    _check_tensors(file, sizes)
-    return sizes
+    if problem := sizes.problem():
+        file.refuse(problem)
+    for key in ("attention.key_length", "attention.value_length", "rope.dimension_count"):
+        if _whole(file, key, sizes.head_dim) != sizes.head_dim:
+            file.refuse(f"`llama.{key}` must be {sizes.head_dim}, the hidden units per head")
+    found = {name: shape for name, shape in file.shapes.items() if name != "rope_freqs.weight"}
+    llama.check_tensors(found, sizes, file.refuse)
+    return _with_llama_3_scaling(file, sizes)
 
 
 def read_weight(file: GGUFFile, sizes: LlamaSizes, name: str) -> np.ndarray:
@@ -107,14 +118,6 @@ def read_weight(file: GGUFFile, sizes: LlamaSizes, name: str) -> np.ndarray:
     return weight
 
 
-def rope_divisors(wavelength: float, head_dim: int, factor: float) -> np.ndarray:
-    """What Llama 3.1 divides each rotary frequency by: 1 where it is fast, `factor` where slow, a blend between."""
-    frequencies = wavelength ** (-np.arange(0, head_dim, 2) / head_dim)
-    turns = ROPE_LENGTH * frequencies / (2 * math.pi)
-    smooth = np.clip((turns - ROPE_LOW) / (ROPE_HIGH - ROPE_LOW), 0, 1)
-    return 1 / ((1 - smooth) / factor + smooth)
-
-
 def _undo_permutation(weight: np.ndarray, heads: int) -> np.ndarray:
     """(heads, half, 2, D) -> (heads, 2, half, D)."""
     pairs = weight.reshape(heads, -1, 2, weight.shape[-1])
@@ -124,12 +127,9 @@ def _undo_permutation(weight: np.ndarray, heads: int) -> np.ndarray:
 def _check_keys(file: GGUFFile) -> None:
     for key, value in file.metadata.items():
         if key.startswith("llama.") and key.removeprefix("llama.") not in _KNOWN_KEYS:
-            file.refuse(f"`{key}` = {value} is not supported")  # experts, sliding windows, further scalings
-    scaling = file.get("llama.rope.scaling.type", str, "none")
-    if scaling != "none":
-        # keras-hub takes `rope_position_scaling_factor`, but its Llama never applies it (`_get_inverse_freq` in
-        # llama_rotary_embedding.py), so even "linear" would be dropped in silence.
-        file.refuse(f"`llama.rope.scaling.type` = {scaling!r} is not supported")
+            file.refuse(
+                f"`{key}` = {value!r:.40} is not supported"
+            )  # experts, sliding windows, further scalings
 
 
 def _whole(file: GGUFFile, key: str, default: int | None = None) -> int:
@@ -140,50 +140,35 @@ def _whole(file: GGUFFile, key: str, default: int | None = None) -> int:
     return value
 
 
-def _rope_factor(file: GGUFFile, wavelength: float, head_dim: int) -> float | None:
+def _real(file: GGUFFile, key: str, default: float | None = None) -> float:
+    """The file holds a float32: 9.999999747e-06 stands for 1e-05."""
+    key = f"llama.{key}"
+    value = file.need(key, float) if default is None else file.get(key, float, default)
+    return float(str(np.float32(value)))
+
+
+def _linear_scaling(file: GGUFFile) -> RopeScaling | None:
+    kind = file.get("llama.rope.scaling.type", str, "none")
+    if kind == "linear":
+        return RopeScaling.linear(_real(file, "rope.scaling.factor"))
+    if kind != "none":
+        file.refuse(f"`llama.rope.scaling.type` = {kind!r} is not supported")
+    if (factor := file.get("llama.rope.scaling.factor", float, 1.0)) != 1.0:
+        file.refuse(f"`llama.rope.scaling.factor` = {factor} stands there without its type")
+    return None
+
+
+def _with_llama_3_scaling(file: GGUFFile, sizes: LlamaSizes) -> LlamaSizes:
     """Llama 3.1 and later: the file has each frequency's divisor, keras-hub wants the formula's arguments."""
     if "rope_freqs.weight" not in file.shapes:
-        return None
+        return sizes
+    if sizes.rope_scaling is not None:
+        file.refuse("`rope_freqs.weight` and `llama.rope.scaling.type` are two scalings at once")
     divisors = file.read("rope_freqs.weight")
     factor = float(divisors.max())
-    if divisors.shape != (head_dim // 2,) or not np.allclose(
-        divisors, rope_divisors(wavelength, head_dim, factor), rtol=1e-4
-    ):
+    if divisors.shape != (sizes.head_dim // 2,) or not np.isfinite(divisors).all() or factor < 1:
+        file.refuse("`rope_freqs.weight` must hold one divisor for every rotary frequency")
+    scaling = RopeScaling(factor=factor)
+    if not np.allclose(divisors, scaling.divisors(sizes.rope_wavelength, sizes.head_dim), rtol=1e-4):
         file.refuse("`rope_freqs.weight` is not Llama 3.1's scaling (low 1, high 4, length 8192)")
-    return factor
-
-
-def _check_tensors(file: GGUFFile, sizes: LlamaSizes) -> None:
-    if sizes.num_layers > len(file.shapes):  # also keeps a damaged count from filling the memory with names
-        file.refuse(f"{len(file.shapes)} tensors are too few for {sizes.num_layers} layers")
-    expected = _expected_shapes(sizes)
-    found = {name: shape for name, shape in file.shapes.items() if name != "rope_freqs.weight"}
-    if missing := [name for name in expected if name not in found]:
-        file.refuse(f"{len(missing)} tensors are missing, the first is {missing[0]}")
-    if surplus := [name for name in found if name not in expected]:
-        file.refuse(f"{len(surplus)} tensors are no part of a plain Llama, the first is {surplus[0]}")
-    for name, shape in expected.items():
-        if found[name] != shape:
-            file.refuse(f"tensor {name} must have shape {shape}, but has {found[name]}")
-
-
-def _expected_shapes(sizes: LlamaSizes) -> dict[str, tuple[int, ...]]:
-    hidden, inner = sizes.hidden_dim, sizes.intermediate_dim
-    grouped = sizes.num_key_value_heads * sizes.head_dim
-    block = {
-        "attn_norm": (hidden,),
-        "attn_q": (hidden, hidden),
-        "attn_k": (grouped, hidden),
-        "attn_v": (grouped, hidden),
-        "attn_output": (hidden, hidden),
-        "ffn_norm": (hidden,),
-        "ffn_gate": (inner, hidden),
-        "ffn_up": (inner, hidden),
-        "ffn_down": (hidden, inner),
-    }
-    shapes = {"token_embd.weight": (sizes.vocabulary_size, hidden), "output_norm.weight": (hidden,)}
-    if not sizes.tied:
-        shapes["output.weight"] = (sizes.vocabulary_size, hidden)
-    for layer in range(sizes.num_layers):
-        shapes |= {f"blk.{layer}.{name}.weight": shape for name, shape in block.items()}
-    return shapes
+    return dataclasses.replace(sizes, rope_scaling=scaling)

@@ -1,0 +1,192 @@
+"""A keras-hub preset folder as a source of a model: its config read by ourselves, its weights by Keras.
+
+    config.json                 the backbone's class and arguments
+    model.weights.h5            the weights; large models have model.weights.json and several such files
+    tokenizer.json, assets/     keras-hub's own tokenizer: only its vocabulary is used
+
+keras-hub's tokenizer is not: eager, it cuts no text before it merges, see tests/test_keras_hub_preset.py.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from keras_mtp.data.tokenizer import Tokenizer
+from keras_mtp.errors import UserError
+from keras_mtp.models import keras_hub_tokenizer
+from keras_mtp.models.json_file import Settings, read_json
+from keras_mtp.models.licence import Licence, read_licence
+from keras_mtp.models.llama import LlamaSizes, RopeScaling, weight_shapes
+
+if TYPE_CHECKING:
+    import keras_hub
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.weights.h5", "model.weights.json"
+_ADVICE = "Use a Llama preset as keras-hub's `save_to_preset` writes it."
+_CLASSES = {"LlamaBackbone", "Llama3Backbone"}
+_LLAMA_3, _LLAMA_2 = "llama3", "llama2"
+
+
+class KerasHubPreset:
+    """A folder as keras-hub's `save_to_preset` leaves it.
+
+    Args:
+        folder: where it is.
+        preset: its name if it is one of keras-hub's published presets. Then Meta's epsilon and rotary scaling count,
+            since keras-hub's converter loses them for some (`utils/transformers/convert_llama3.py`).
+
+    Raises:
+        UserError: a file is missing or damaged, or the model is not a plain Llama in every respect.
+    """
+
+    def __init__(self, folder: Path, preset: str | None = None) -> None:
+        self._folder, self._preset = folder, preset
+        config = read_json(folder / CONFIG, limit_bytes=1 << 20)
+        self._weights, shards = _weight_files(folder, self._refuse)
+        self._tensor_shapes = _tensor_shapes(shards, self._refuse)
+        # The embedding is the one layer with two variables, and only where it is not tied; the config does not say.
+        tied = not any(name.endswith("/vars/1") for name in self._tensor_shapes)
+        self.sizes = _published(
+            _read_sizes(Settings(config, f"{folder.name}/{CONFIG}", _ADVICE), tied), preset
+        )
+        if problem := self.sizes.problem():
+            self._refuse(problem)
+        self._check_tensors()
+        around = (folder / CONFIG, folder / INDEX, *keras_hub_tokenizer.files(folder))
+        self.files = (*shards, *(path for path in around if path.is_file()))
+
+    @property
+    def licence(self) -> Licence:
+        """As the preset's name tells, or the model card and licence file in the folder."""
+        name = (self._preset or "").partition("_")[0]
+        return read_licence(self._folder, name if name.startswith(("llama2", "llama3")) else None)
+
+    def tokenizer(self) -> Tokenizer:
+        """The preset's vocabulary as a tokenizer."""
+        return keras_hub_tokenizer.read_tokenizer(self._folder, self.sizes.vocabulary_size)
+
+    def fill(self, backbone: "keras_hub.models.Llama3Backbone") -> None:
+        """Puts the weights into an empty backbone, by Keras' own loader, which takes one layer at a time."""
+        import numpy as np
+        from keras import ops
+
+        try:
+            backbone.load_weights(self._weights)
+        except Exception as error:  # of Keras or h5py
+            self._refuse(f"{self._weights.name} does not fit: {str(error).splitlines()[0]}")
+        for variable in backbone.variables:
+            if not np.isfinite(ops.convert_to_numpy(ops.cast(variable.value, "float32"))).all():
+                self._refuse(f"{variable.path} holds values that are not finite numbers")
+
+    def _check_tensors(self) -> None:
+        """Keras does not see what a file holds too much; sizes are compared here, places by Keras."""
+        wanted = len(weight_shapes(self.sizes)) if self.sizes.num_layers <= len(self._tensor_shapes) else None
+        if len(self._tensor_shapes) != wanted:
+            self._refuse(
+                f"its weights are {len(self._tensor_shapes)} tensors, which do not make {self.sizes.num_layers} layers"
+            )
+
+    def _refuse(self, reason: str) -> NoReturn:
+        raise UserError(f"{self._folder.name} cannot be loaded: {reason}. {_ADVICE}")
+
+
+def is_preset(folder: Path) -> bool:
+    """Whether a folder is keras-hub's and not Hugging Face's."""
+    return "registered_name" in read_json(folder / CONFIG)
+
+
+def _read_sizes(outer: Settings, tied: bool) -> LlamaSizes:
+    if outer.need("class_name", str) not in _CLASSES:
+        outer.refuse(
+            f"`class_name` must be LlamaBackbone or Llama3Backbone, but is {outer.values['class_name']!r:.40}"
+        )
+    config = Settings(outer.need("config", dict), outer.place, outer.advice)
+    dtype = config.values.get("dtype")
+    if isinstance(dtype, dict) and dtype.get("class_name") not in ("DTypePolicy", "Policy"):
+        config.refuse(f"its weights are quantised (`dtype` is a {dtype.get('class_name')!s:.40})")
+    for key, values in {
+        "dropout": (0, 0.0, None),
+        "rope_position_scaling_factor": (1.0, 1, None),  # keras-hub never applies it
+        "rope_scaling_factor": (1.0, 1, None),
+    }.items():
+        config.expect(key, *values)
+    sizes = LlamaSizes(
+        vocabulary_size=config.whole("vocabulary_size"),
+        num_layers=config.whole("num_layers"),
+        num_query_heads=config.whole("num_query_heads"),
+        num_key_value_heads=config.whole("num_key_value_heads"),
+        hidden_dim=config.whole("hidden_dim"),
+        intermediate_dim=config.whole("intermediate_dim"),
+        layer_norm_epsilon=config.need("layer_norm_epsilon", float),
+        rope_wavelength=config.need("rope_max_wavelength", float),
+        rope_scaling=_scaling(config),
+        tied=tied,
+    )
+    config.refuse_unread({"name", "trainable", "dtype", "tie_word_embeddings"})
+    return sizes
+
+
+def _scaling(config: Settings) -> RopeScaling | None:
+    factor = config.get("rope_frequency_adjustment_factor", float)
+    if factor is None:
+        return None
+    return RopeScaling(
+        factor=factor,
+        low=config.need("rope_low_freq_factor", float),
+        high=config.need("rope_high_freq_factor", float),
+        length=config.whole("rope_pretraining_sequence_length"),
+    )
+
+
+def _published(sizes: LlamaSizes, preset: str | None) -> LlamaSizes:
+    """Meta's own settings for a preset known by name, from the `params.json` of each release."""
+    if preset is None or not preset.startswith(_LLAMA_3):
+        return sizes if preset is None else dataclasses.replace(sizes, layer_norm_epsilon=1e-5)
+    factors = {"llama3_": None, "llama3.1": 8.0, "llama3.2": 32.0}
+    factor = next(factor for start, factor in factors.items() if preset.startswith(start))
+    return dataclasses.replace(
+        sizes,
+        layer_norm_epsilon=1e-5,
+        rope_wavelength=500000.0,
+        rope_scaling=None if factor is None else RopeScaling(factor=factor),
+    )
+
+
+def _weight_files(folder: Path, refuse: Any) -> tuple[Path, list[Path]]:
+    """What Keras is to load, and the files that hold it."""
+    single, index = folder / WEIGHTS, folder / INDEX
+    if single.is_file():
+        return single, [single]
+    if not index.is_file():
+        refuse(f"it has no {WEIGHTS}")
+    entries = read_json(index).get("weight_map")
+    flat = [
+        name
+        for value in (entries.values() if isinstance(entries, dict) else ())
+        for name in (value if isinstance(value, list) else [value])
+    ]
+    if not flat:
+        refuse(f"{INDEX} has no `weight_map`")
+    for name in flat:
+        if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
+            refuse(f"{INDEX} names {name!r:.80}, which is no file of this folder")
+    return index, [folder / name for name in sorted(set(flat))]
+
+
+def _tensor_shapes(paths: list[Path], refuse: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor in some HDF5 files."""
+    import h5py
+
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def note(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            shapes[name] = item.shape
+
+    for path in paths:
+        try:
+            with h5py.File(path) as file:
+                file.visititems(note)
+        except (OSError, RuntimeError, ValueError) as error:
+            refuse(f"{path.name} is damaged or cut short: {str(error).splitlines()[0]}; download it again")
+    return shapes

@@ -1,0 +1,113 @@
+"""The weights of a Hugging Face folder: one safetensors file, or several and an index that says what is where.
+
+Only names, shapes and types are read when a folder is opened; a tensor comes into memory when it is asked for.
+
+Reference: the safetensors format, https://huggingface.co/docs/safetensors; transformers, `modeling_utils.py`.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import ml_dtypes  # noqa: F401  teaches NumPy the bfloat16 that safetensors asks it for
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from keras_mtp.models.json_file import read_json
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_READABLE = {"F32", "F16", "BF16"}
+
+
+class SafetensorsFolder:
+    """The tensors of a folder.
+
+    Args:
+        folder: where the files lie.
+        refuse: raises the folder's own error for a reason.
+
+    Attributes:
+        files: every file with tensors, and the index.
+        shapes: each tensor's shape by its name.
+    """
+
+    def __init__(self, folder: Path, refuse: Callable[[str], NoReturn]) -> None:
+        self._refuse = refuse
+        single, index = folder / SINGLE, folder / INDEX
+        if single.exists() and index.exists():
+            refuse(f"it holds both {SINGLE} and {INDEX}, which may be two models; remove one")
+        if not single.exists() and not index.exists():
+            refuse(f"it has no {SINGLE}{_other_weights(folder)}")
+        weight_map = _read_index(index, refuse) if index.exists() else None
+        names = [SINGLE] if weight_map is None else sorted(set(weight_map.values()))
+        for name in names:
+            _check_inside(folder, name, refuse)
+        self.files = (*(folder / name for name in names), *([index] if weight_map is not None else []))
+        self._owners: dict[str, Any] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for name in names:
+            self._open(folder / name)
+        if weight_map is not None:
+            self._check_index(weight_map)
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor as float32."""
+        try:
+            return self._owners[name].get_tensor(name).astype("float32")
+        except (SafetensorError, OSError, ValueError) as error:
+            self._refuse(f"tensor {name} cannot be read: {error}")
+
+    def _open(self, path: Path) -> None:
+        try:
+            file = safe_open(path, framework="numpy")
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, OSError, ValueError) as error:
+            self._refuse(f"{path.name} is damaged or cut short: {error}; download it again")
+        for name, tensor in slices.items():
+            if name in self.shapes:
+                self._refuse(f"tensor {name} is in two files")
+            if (kind := tensor.get_dtype()) not in _READABLE:
+                self._refuse(
+                    f"tensor {name} is stored as {kind}; only {', '.join(sorted(_READABLE))} can be read"
+                )
+            self._owners[name], self.shapes[name] = file, tuple(tensor.get_shape())
+
+    def _check_index(self, weight_map: dict[str, str]) -> None:
+        for name in weight_map:
+            if name not in self.shapes:
+                self._refuse(f"{INDEX} promises tensor {name}, which {weight_map[name]} does not hold")
+        for name in self.shapes:
+            if name not in weight_map:
+                self._refuse(f"tensor {name} is not in {INDEX}")
+
+
+def _read_index(path: Path, refuse: Callable[[str], NoReturn]) -> dict[str, str]:
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        refuse(f"{INDEX} has no `weight_map` from tensor to file")
+    return weight_map
+
+
+def _check_inside(folder: Path, name: str, refuse: Callable[[str], NoReturn]) -> None:
+    """An index may name only files of its own folder, and those may not be links that lead out of it."""
+    if Path(name).name != name or not name.endswith(".safetensors"):
+        refuse(f"{INDEX} names {name!r:.80}, which is no safetensors file of this folder")
+    path, root = folder / name, folder.resolve()
+    if not path.is_file():
+        refuse(f"{name} is missing; download it again")
+    if root.parent.name == "snapshots":  # the hub's cache, whose files are links into its folder `blobs`
+        root = root.parent.parent
+    if not path.resolve().is_relative_to(root):
+        refuse(f"{name} is a link that leads out of the folder")
+
+
+def _other_weights(folder: Path) -> str:
+    for pattern in ("*.bin", "*.pth", "*.pt"):
+        if found := sorted(path.name for path in folder.glob(pattern)):
+            return (
+                f", only {found[0]}: pickled weights can run code and are not read; save the model again with "
+                "transformers' `save_pretrained`"
+            )
+    if (folder / "adapter_config.json").exists():
+        return ", only an adapter; merge it into its base model first"
+    return ""
