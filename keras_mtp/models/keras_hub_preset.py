@@ -4,7 +4,8 @@
     model.weights.h5            the weights; large models have model.weights.json and several such files
     tokenizer.json, assets/     keras-hub's own tokenizer: only its vocabulary is used
 
-keras-hub's tokenizer is not: eager, it cuts no text before it merges, see tests/test_keras_hub_preset.py.
+keras-hub's tokenizer is not used: eager, it cuts no text before it merges;
+test_keras_hub_preset.py::test_upstream_tokenizer_still_cuts_nothing fails once it does.
 """
 
 import dataclasses
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS, INDEX = "config.json", "model.weights.h5", "model.weights.json"
 _ADVICE = "Use a Llama preset as keras-hub's `save_to_preset` writes it."
 _CLASSES = {"LlamaBackbone", "Llama3Backbone"}
-_LLAMA_3, _LLAMA_2 = "llama3", "llama2"
 
 
 class KerasHubPreset:
@@ -58,8 +58,9 @@ class KerasHubPreset:
     @property
     def licence(self) -> Licence:
         """As the preset's name tells, or the model card and licence file in the folder."""
-        name = (self._preset or "").partition("_")[0]
-        return read_licence(self._folder, name if name.startswith(("llama2", "llama3")) else None)
+        family = (self._preset or "").partition("_")[0]
+        name = "llama2" if family == "vicuna" else family  # which was made from Llama 2
+        return read_licence(self._folder, name or None)
 
     def tokenizer(self) -> Tokenizer:
         """The preset's vocabulary as a tokenizer."""
@@ -140,7 +141,7 @@ def _scaling(config: Settings) -> RopeScaling | None:
 
 def _published(sizes: LlamaSizes, preset: str | None) -> LlamaSizes:
     """Meta's own settings for a preset known by name, from the `params.json` of each release."""
-    if preset is None or not preset.startswith(_LLAMA_3):
+    if preset is None or not preset.startswith("llama3"):
         return sizes if preset is None else dataclasses.replace(sizes, layer_norm_epsilon=1e-5)
     factors = {"llama3_": None, "llama3.1": 8.0, "llama3.2": 32.0}
     factor = next(factor for start, factor in factors.items() if preset.startswith(start))

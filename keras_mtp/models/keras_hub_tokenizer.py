@@ -7,6 +7,7 @@ A folder that also has Hugging Face's tokenizer files is read by those instead. 
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -60,11 +61,9 @@ def _llama_3(folder: Path, config: Settings) -> Tokenizer:
     merges = [
         line for line in read_text(folder / _MERGES).split("\n") if line and not line.startswith("#version")
     ]
-    # Nothing in the files says which tokens are special, but only those are both spelled so and made by no merge.
-    made = {merge.replace(" ", "", 1) for merge in merges}
-    special = [token for token in ids if re.fullmatch(r"<\|\w+\|>", token) and token not in made]
-    backend = byte_level_bpe(ids, merges, pre_tokenizer="llama-bpe", special=special)
     settings = Settings(config.need("config", dict), config.place, config.advice)
+    special = _special(ids, merges, settings.get("unsplittable_tokens", list, []))
+    backend = byte_level_bpe(ids, merges, pre_tokenizer="llama-bpe", special=special)
     eos = settings.get("eos_token", str, "<|end_of_text|>")
     for token in (_BEGIN_TEXT, eos):
         if token not in special:
@@ -76,6 +75,14 @@ def _llama_3(folder: Path, config: Settings) -> Tokenizer:
         bos_id=ids[_BEGIN_TEXT],
         add_bos=True,
     )
+
+
+def _special(ids: Mapping[str, int], merges: Sequence[str], named: Sequence[str]) -> list[str]:
+    """The config names only some special tokens; the others are spelled like them, and no merge makes them."""
+    made = {merge.replace(" ", "", 1) for merge in merges}
+    return [
+        token for token in ids if token in named or (re.fullmatch(r"<\|\w+\|>", token) and token not in made)
+    ]
 
 
 def _llama_2(folder: Path) -> Tokenizer:
