@@ -88,7 +88,9 @@ def cli() -> None:
 @_backend
 @_data
 @click.option(
-    "--model", metavar="NAME|FILE", help="The model to start from: smollm2-135m, or a Llama's GGUF file."
+    "--model",
+    metavar="NAME|PATH",
+    help="The Llama to start from: smollm2-135m, a GGUF file, a folder, hf://org/name, a preset.",
 )
 @click.option(
     "--run",

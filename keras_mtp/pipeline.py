@@ -19,6 +19,7 @@ from keras_mtp.generation.generator import Generator
 from keras_mtp.metrics import MetricsLog
 from keras_mtp.models.backbone import base_info
 from keras_mtp.models.from_recipe import model_from_recipe
+from keras_mtp.models.licence import write_licence
 from keras_mtp.progress import ProgressBar, console
 from keras_mtp.recipe import Recipe, from_toml, to_toml, updated
 from keras_mtp.report import Report
@@ -58,6 +59,7 @@ def run(
     )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECIPE).write_text(to_toml(recipe), encoding="utf-8")
+    write_licence(folder, base)
 
     model, tokenizer = model_from_recipe(recipe)
     examples, skipped = encode_all(task.examples("train"), tokenizer, recipe.data.max_tokens)

@@ -68,7 +68,8 @@ class ModelRecipe(_Table):
 
     _path: ClassVar[str] = "model."
     name: str = field(
-        "smollm2-135m", "A known model's name (smollm2-135m), or the path of a Llama GGUF file."
+        "smollm2-135m",
+        "A Llama: smollm2-135m, a GGUF file, a model's folder, hf://org/name, or a keras-hub preset.",
     )
     dtype: str = field(
         "float32",

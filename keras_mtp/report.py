@@ -69,7 +69,8 @@ class Report:
 
     Args:
         recipe: the recipe's name. backend: what Keras ran on. seed: the recipe's. steps: joint optimizer steps done.
-        model: the base model's name. model_licence: its licence.
+        model: the base model's name. model_revision: the hub's commit. model_sha256: of its files. model_licence: its
+            licence. model_notice: what the licence wants to be shown.
         data: the task's title, as "GSM8K" or "generated word problems (not GSM8K)". data_source: "hub", "builtin" or a
             folder. data_revision: of the hub. data_licence: their licence.
         is_benchmark: False if a score on these data is no benchmark result.
@@ -89,6 +90,9 @@ class Report:
     data: str
     data_source: str
     data_licence: str
+    model_revision: str | None = None
+    model_sha256: str = ""
+    model_notice: str | None = None
     data_revision: str | None = None
     is_benchmark: bool
     seed: int
@@ -157,7 +161,10 @@ def from_run(
         recipe=recipe.name,
         backend=backend,
         model=base.name,
+        model_revision=base.revision,
+        model_sha256=base.sha256,
         model_licence=base.licence,
+        model_notice=base.notice,
         data=task.title,
         data_source=task.source,
         data_revision=task.revision,
@@ -225,7 +232,7 @@ def markdown(report: Report) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     revision = f", revision {report.data_revision}" if report.data_revision else ""
     facts = {
-        "Model": f"{report.model}. Licence: {report.model_licence}",
+        "Model": _model(report),
         "Data": f"{report.data}, from {report.data_source}{revision}. Licence: {report.data_licence}",
         "Training": f"{report.steps} joint optimizer steps, seed {report.seed}. {_skipped(report)}",
         "Cost": _cost(report),
@@ -296,6 +303,13 @@ def _caution(report: Report) -> str:
     if report.is_benchmark:
         return ""
     return f"The data are {report.data}. They show that training works; the score is not comparable with any published one."
+
+
+def _model(report: Report) -> str:
+    revision = f", revision {report.model_revision}" if report.model_revision else ""
+    sha256 = f", SHA-256 {report.model_sha256}" if report.model_sha256 else ""
+    notice = f". {report.model_notice}" if report.model_notice else ""
+    return f"{report.model}{revision}{sha256}. Licence: {report.model_licence}{notice}"
 
 
 def _skipped(report: Report) -> str:

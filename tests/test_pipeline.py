@@ -56,6 +56,7 @@ def done(tmp_path_factory) -> tuple:
 def test_run_folder(done):
     _, run, _ = done
     assert {path.name for path in run.iterdir()} == {
+        "base_licence.txt",
         "recipe.toml",
         "metrics.csv",
         "checkpoint",

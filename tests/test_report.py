@@ -79,6 +79,12 @@ def test_markdown_says_what_was_run_on_what(tmp_path):
     assert "| head_1: held-out loss, nats per token (64 examples) | 1.5000 | 0.9000 |" in text
 
 
+def test_markdown_says_which_model_it_was_and_what_its_licence_wants_shown():
+    changes = {"model_revision": "abc123", "model_sha256": "f" * 64, "model_notice": "Built with Llama."}
+    text = report.markdown(example(model="org/name", model_licence="llama3.2", **changes))
+    assert f"org/name, revision abc123, SHA-256 {'f' * 64}. Licence: llama3.2. Built with Llama." in text
+
+
 def test_a_diverged_run_is_still_json(tmp_path):
     diverged = dataclasses.replace(example(), tokens_per_second=float("nan"))
     report.write(diverged, tmp_path)

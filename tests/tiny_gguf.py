@@ -147,7 +147,8 @@ def _weights(seed, tokens, num_layers, hidden, grouped, inner) -> dict[str, np.n
         }.items():
             shapes[f"blk.{layer}.{name}.weight"] = shape
     shapes |= {"output_norm.weight": (hidden,), "output.weight": (tokens, hidden)}
-    draws = {name: rng.normal(0, 0.2, shape) + (len(shape) == 1) for name, shape in shapes.items()}
+    scale = 0.2 * (32 / hidden) ** 0.5  # as much in a product, whatever the width
+    draws = {name: rng.normal(0, scale, shape) + (len(shape) == 1) for name, shape in shapes.items()}
     draws["token_embd.weight"] *= 0.05
     draws["output.weight"] *= 0.05
     return {name: draw.astype("float32") for name, draw in draws.items()}

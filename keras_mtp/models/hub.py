@@ -31,9 +31,6 @@ def from_hugging_face(name: str) -> Path:
     Raises:
         UserError: not such a name, no such repository, no permission, or out of reach.
     """
-    import huggingface_hub
-    from huggingface_hub import errors
-
     match = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name)
     if match is None:
         raise UserError(
@@ -42,24 +39,32 @@ def from_hugging_face(name: str) -> Path:
         )
     repository, revision = match.groups()
     try:
+        return _snapshot(repository, revision)
+    except Exception as error:  # of the hub, its HTTP library or the disk; there is no common class
         try:
-            commit = (
-                huggingface_hub.HfApi().model_info(repository, revision=revision, timeout=TIMEOUT_SECONDS).sha
+            return _cached_snapshot(repository, revision)
+        except Exception:
+            _refuse(
+                name,
+                error,
+                f"accept the model's terms on huggingface.co/{repository} and log in with `hf auth login`",
             )
-            folder = huggingface_hub.snapshot_download(
-                repository, revision=commit, allow_patterns=_HUGGING_FACE_FILES
-            )
-        except (errors.HfHubHTTPError, errors.HFValidationError):
-            raise
-        except Exception:  # no network, as one of many classes of the client below
-            folder = huggingface_hub.snapshot_download(repository, revision=revision, local_files_only=True)
-    except Exception as error:
-        _refuse(
-            name,
-            error,
-            f"accept the model's terms on huggingface.co/{repository} and log in with `hf auth login`",
-        )
-    return Path(folder)
+
+
+def _snapshot(repository: str, revision: str | None) -> Path:
+    import huggingface_hub
+
+    # Asked first, once and with a limit: it tells at once whether the hub can be reached.
+    model = huggingface_hub.HfApi().model_info(repository, revision=revision, timeout=TIMEOUT_SECONDS)
+    return Path(
+        huggingface_hub.snapshot_download(repository, revision=model.sha, allow_patterns=_HUGGING_FACE_FILES)
+    )
+
+
+def _cached_snapshot(repository: str, revision: str | None) -> Path:
+    import huggingface_hub
+
+    return Path(huggingface_hub.snapshot_download(repository, revision=revision, local_files_only=True))
 
 
 def from_kaggle(name: str, handle: str) -> Path:
@@ -74,7 +79,7 @@ def from_kaggle(name: str, handle: str) -> Path:
     """
     import kagglehub
 
-    if handle.split("/")[3:4] and "int8" in handle.split("/")[3]:
+    if "_int8" in handle:
         raise UserError(
             f"A preset must hold floating-point weights. Received: {name}, which is quantised to int8. "
             f"Use {name.replace('_int8', '')}."
