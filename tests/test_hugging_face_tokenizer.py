@@ -59,6 +59,17 @@ def test_ids_are_transformers_on_a_thousand_texts(tmp_path, kind):
         )
 
 
+def test_a_text_that_goes_on_gets_no_space_in_front(tmp_path):
+    tokenizer = _read(_save(tmp_path / "tokenizer", "sentencepiece"))
+    whole = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")(
+        "How many?\nthe two", add_special_tokens=False
+    )
+    assert tokenizer.encode("How many?\n") + tokenizer.encode("the two", continues=True) == whole["input_ids"]
+    other = _read(_save(tmp_path / "other"))
+    for text in tiny_tokenizers.texts()[:100]:
+        assert other.encode(text, continues=True) == other.encode(text)
+
+
 def test_the_kinds_of_tokenizer_differ_on_these_texts():
     texts = tiny_tokenizers.texts()
     one, other = (Backend.from_str(tiny_tokenizers.byte_level(kind)) for kind in END)

@@ -85,6 +85,16 @@ def test_special_tokens_are_read_only_when_asked_and_a_space_follows_them(tmp_pa
     assert 2 not in tokenizer.encode("</s>")
 
 
+def test_an_answer_goes_on_where_its_prompt_ended(tmp_path):
+    """Encoded apart and joined they are what SentencePiece makes of the whole; " the" is one piece, not two spaces."""
+    tokenizer = read(tmp_path)
+    for prompt, answer in [("How many?\n", "the"), ("x\n", " the apples"), ("1\n", "  2"), ("", "")]:
+        apart = tokenizer.encode(prompt) + tokenizer.encode(answer, continues=True)
+        assert apart == reference().encode(prompt + answer), (prompt, answer)
+    assert tokenizer.encode("the</s>", special=True, continues=True)[-1] == 2
+    assert 2 not in tokenizer.encode("the</s>", continues=True)
+
+
 def test_user_defined_pieces_are_always_read(tmp_path):
     pieces, _scores, kinds = map(list, vocabulary())
     place = max(index for index, piece in enumerate(pieces) if len(piece) == 1)

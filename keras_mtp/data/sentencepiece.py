@@ -12,6 +12,7 @@ SentencePiece, arXiv 1808.06226.
 
 import enum
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 
 import tokenizers
@@ -77,6 +78,27 @@ def sentencepiece_bpe(
     user_defined = _of(Kind.USER_DEFINED, pieces, kinds)
     backend.add_tokens([_added(piece, special=False) for piece in user_defined if piece not in control])
     return backend
+
+
+def without_prefix(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """The same tokenizer, less the space that it may put in front of a text; itself if it puts none."""
+    content = json.loads(backend.to_str())
+    changed = dict(content)
+    changed["normalizer"] = _unprefixed(content["normalizer"], "normalizers")
+    changed["pre_tokenizer"] = _unprefixed(content["pre_tokenizer"], "pretokenizers")
+    return backend if changed == content else tokenizers.Tokenizer.from_str(json.dumps(changed))
+
+
+def _unprefixed(step: dict | None, steps: str) -> dict | None:
+    """One step of the JSON form, or a sequence of them, without whatever puts a space in front."""
+    if step is None or step["type"] == "Prepend":
+        return None
+    if step["type"] == "Sequence":
+        inner = [_unprefixed(each, steps) for each in step[steps]]
+        return step | {steps: [each for each in inner if each is not None]}
+    if step["type"] == "Metaspace":
+        return step | {"prepend_scheme": "never"}
+    return step | {"add_prefix_space": False} if "add_prefix_space" in step else step
 
 
 def _added(piece: str, *, special: bool) -> AddedToken:

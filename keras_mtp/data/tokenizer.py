@@ -7,6 +7,7 @@ Reference: llama.cpp, `src/llama-vocab.cpp`, `llm_tokenizer_bpe`.
 """
 
 import copy
+import functools
 import re
 from collections.abc import Mapping, Sequence
 
@@ -14,6 +15,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
 from keras_mtp.data.chat_template import compile_template
+from keras_mtp.data.sentencepiece import without_prefix
 from keras_mtp.errors import UserError
 
 _LLAMA3_PATTERN = (
@@ -62,26 +64,31 @@ class Tokenizer:
         self.add_bos = add_bos
         self.chat_template = chat_template
         self._render = compile_template(chat_template) if chat_template is not None else None
-        # A second copy, since `encode_special_tokens` belongs to the object and not to a call.
-        self._plain = copy.deepcopy(backend)
-        self._plain.encode_special_tokens = True
+        self._starting = backend, _blind_to_special(backend)
+
+    @functools.cached_property
+    def _continuing(self) -> tuple[tokenizers.Tokenizer, tokenizers.Tokenizer]:
+        continuing = without_prefix(self.backend)
+        return continuing, _blind_to_special(continuing)
 
     @property
     def vocabulary_size(self) -> int:
         """How many ids there are, special tokens included."""
         return self.backend.get_vocab_size()
 
-    def encode(self, text: str, *, special: bool = False) -> list[int]:
+    def encode(self, text: str, *, special: bool = False, continues: bool = False) -> list[int]:
         """Token ids of a text; nothing is added in front or behind.
 
         Args:
             text: str.
             special: bool. True reads "<|im_end|>" and the like as the tokens they name. False, for text that
                 others wrote, reads them as plain characters: nobody can end a turn by writing its name.
+            continues: bool. Whether the text goes on where other text ended, as an answer after its prompt. Then
+                SentencePiece's space in front of a text is left out; other tokenizers make no difference.
         """
-        backend = self.backend if special else self._plain
+        seeing, blind = self._continuing if continues else self._starting
         try:
-            return backend.encode(text, add_special_tokens=False).ids
+            return (seeing if special else blind).encode(text, add_special_tokens=False).ids
         except TypeError as error:  # half of a surrogate pair, as JSON may hold, has no UTF-8
             raise UserError(
                 f"`text` must be valid Unicode. Received: {text!r:.60}. Mend the text."
@@ -105,8 +112,15 @@ class Tokenizer:
         return self._render(messages=messages, add_generation_prompt=add_generation_prompt, **texts)
 
 
+def _blind_to_special(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """A copy, since `encode_special_tokens` belongs to the object and not to a call."""
+    blind = copy.deepcopy(backend)
+    blind.encode_special_tokens = True
+    return blind
+
+
 def byte_level_bpe(
-    ids: Mapping[str, int],
+    tokens: Sequence[str] | Mapping[str, int],
     merges: Sequence[str],
     *,
     pre_tokenizer: str,
@@ -116,7 +130,7 @@ def byte_level_bpe(
     """Builds byte-level BPE from a vocabulary and its merges.
 
     Args:
-        ids: the id of every token, by its text in byte-level spelling ("Ġthe").
+        tokens: token texts in byte-level spelling ("Ġthe"), in the order of their ids; or the id of each.
         merges: "left right", most frequent first.
         pre_tokenizer: llama.cpp's name for how text is cut first, one of `PRE_TOKENIZERS`.
         special: tokens that only `Tokenizer.encode(..., special=True)` sees in a text; decoding can skip them.
@@ -130,6 +144,9 @@ def byte_level_bpe(
             f"The tokenizer's pre-tokenizer must be one of {', '.join(sorted(PRE_TOKENIZERS))}. Received: "
             f"{pre_tokenizer!r}. How it cuts text is not known here, and a wrong cut gives wrong token ids."
         )
+    ids = (
+        dict(tokens) if isinstance(tokens, Mapping) else {token: index for index, token in enumerate(tokens)}
+    )
     try:
         pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
         # Llama 3 takes a whole word that is in the vocabulary before it looks at any merge.

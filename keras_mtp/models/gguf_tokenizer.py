@@ -73,7 +73,7 @@ def _byte_level(file: GGUFFile, tokens: list[str], kinds: list[int]) -> tokenize
     special = [token for token, kind in typed if kind in _SPECIAL_TYPES or token in END_TEXTS]
     user_defined = [token for token, kind in typed if kind == gguf.TokenType.USER_DEFINED]
     return byte_level_bpe(
-        {token: index for index, token in enumerate(tokens)},
+        tokens,
         file.need("tokenizer.ggml.merges", list),
         pre_tokenizer=file.need("tokenizer.ggml.pre", str),
         special=special,
