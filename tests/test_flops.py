@@ -28,11 +28,11 @@ from tests import tiny
 BACKEND = keras.config.backend()
 needs_a_counter = pytest.mark.skipif(BACKEND == "tensorflow", reason="TensorFlow has no counter of this kind")
 
-# Wide enough for the matrices to outweigh the rest; 16 x 16 labelled rows are one full chunk of the loss, whose loop
+# Wide enough for the matrices to outweigh the rest; 16 x 8 labelled rows are one full chunk of the loss, whose loop
 # XLA would otherwise count once, however often it runs.
-ROWS, PROMPT, ANSWER, PREFIX, VOCABULARY = 16, 16, 16, 8, 512
+ROWS, PROMPT, ANSWER, PREFIX, VOCABULARY = 16, 24, 8, 8, 512
 WIDE = {"vocabulary_size": VOCABULARY, "num_layers": 2, "hidden_dim": 256, "intermediate_dim": 768}
-POSITIONS = Positions(rows=ROWS, own=PREFIX + PROMPT + ANSWER)
+POSITIONS = Positions(rows=ROWS, own=PROMPT + ANSWER, shared=PREFIX)
 KINDS = {"transformer": TransformerHead, "linear": LinearHead}
 
 
