@@ -1,25 +1,33 @@
-"""A model's own chat template turns messages into one text.
+"""A chat template turns messages into one text: the model's own, or one that a recipe gives.
 
-The template is Jinja2 and comes with the model, so it runs in Jinja2's sandbox, set up as transformers does it
-(`transformers/utils/chat_template_utils.py`: trimmed blocks, `raise_exception`, a `tojson` that keeps Unicode).
+The template is Jinja2 and may come with a model from anywhere, so it runs in a sandbox that bounds what it may use
+(`template_sandbox.py`), set up as transformers sets up its own (`transformers/utils/chat_template_utils.py`: trimmed
+blocks, `raise_exception`, a `tojson` that keeps Unicode).
 
 One name is left out on purpose: `strftime_now`. With it a template puts today's date into the prompt (Llama 3.2
 does), and a run judged tomorrow would not see the text it was trained on. Such templates fall back to a fixed date.
 """
 
-import json
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from keras_mtp.data.template_sandbox import Budget, TemplateSandbox
 from keras_mtp.errors import UserError
 
+MODELS_OWN = "chat"
+FILE_ENDINGS = (".jinja", ".jinja2", ".j2")
+LONGEST_SOURCE = 100_000  # characters; the longest among well-known models has some 30,000
+BASE_UNITS, UNITS_PER_CHARACTER = 5_000_000, 200  # what rendering may use, see `Budget`
 
+
+@functools.lru_cache(maxsize=16)
 def compile_template(source: str) -> Callable[..., str]:
     """Compiles a chat template.
 
@@ -30,27 +38,64 @@ def compile_template(source: str) -> Callable[..., str]:
         A function of `messages`, `add_generation_prompt` and the special tokens' texts (`bos_token`, ...).
 
     Raises:
-        UserError: the template is broken, here or when it is rendered.
+        UserError: the template is broken, here or when it is rendered; or it takes more time or makes more text than
+            any chat template has reason to.
+
+    Example:
+
+    >>> render = compile_template("{% for m in messages %}{{ m.role }}: {{ m.content }};{% endfor %}")
+    >>> render(messages=[{"role": "user", "content": "Hi"}])
+    'user: Hi;'
     """
-    environment = ImmutableSandboxedEnvironment(
+    if len(source) > LONGEST_SOURCE:
+        raise UserError(
+            f"A chat template must have at most {LONGEST_SOURCE} characters. Received: {len(source)}. Use another one."
+        )
+    sandbox = TemplateSandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationBlock]
     )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
+    sandbox.globals["raise_exception"] = _raise_exception
     try:
-        template = environment.from_string(source)
-    except jinja2.TemplateError as error:
-        raise UserError(
-            f"The model's chat template is not valid Jinja2: {error}. Use another file."
-        ) from error
+        template = sandbox.from_string(source)
+    except Exception as error:  # Jinja2's own, and Python's on what Jinja2 makes of it
+        raise UserError(f"The chat template is not valid Jinja2: {_line(error)}. Use another one.") from error
 
     def render(**values: Any) -> str:
+        sandbox.budget = Budget(BASE_UNITS + UNITS_PER_CHARACTER * _characters(values.get("messages", ())))
         try:
             return template.render(tools=None, documents=None, **values)
-        except (jinja2.TemplateError, TypeError) as error:
-            raise UserError(f"The model's chat template refuses these messages: {error}") from error
+        except Exception as error:  # a template can raise what Python can
+            raise UserError(f"The chat template refuses these messages: {_line(error)}") from error
 
     return render
+
+
+def read_template(template: str) -> str:
+    """The text that a recipe's `data.template` stands for.
+
+    Args:
+        template: "chat" for the model's own, a Jinja2 text, or the path of a file that ends in .jinja, .jinja2 or .j2.
+
+    Returns:
+        Jinja2 text; "chat" stays what it is.
+
+    Raises:
+        UserError: it is none of them, or the file cannot be read.
+    """
+    if template == MODELS_OWN or "{{" in template or "{%" in template:
+        return template
+    if not template.endswith(FILE_ENDINGS):
+        raise UserError(
+            "`data.template` must be chat (the model's own), Jinja2 text with {{ ... }} in it, or the path of a file "
+            f"that ends in .jinja. Received: {template!r:.80}."
+        )
+    try:
+        return Path(template).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise UserError(
+            f"`data.template` must be a file that can be read. Received: {template} ({reason}). Check the path."
+        ) from error
 
 
 class _GenerationBlock(Extension):
@@ -68,6 +113,11 @@ def _raise_exception(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
-    """Jinja2's own filter escapes characters for HTML, which would change the prompt."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+def _characters(messages: Sequence[Mapping[str, str]]) -> int:
+    return sum(len(message["content"]) for message in messages)
+
+
+def _line(error: Exception) -> str:
+    """What an exception says, on one line."""
+    said = getattr(error, "message", None) or str(error) or type(error).__name__
+    return " ".join(said.split()).rstrip(".")

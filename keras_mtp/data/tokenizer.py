@@ -98,6 +98,12 @@ class Tokenizer:
         """The text of some token ids. Bytes that are not UTF-8 become U+FFFD."""
         return self.backend.decode(list(ids), skip_special_tokens=skip_special)
 
+    def with_template(self, source: str) -> "Tokenizer":
+        """A copy that renders conversations by another chat template, Jinja2 text."""
+        other = copy.copy(self)
+        other.chat_template, other._render = source, compile_template(source)
+        return other
+
     def render_chat(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
         """The conversation as the model was trained to see it; encode it with `special=True`.
 
