@@ -68,6 +68,15 @@ def quiet_imports() -> Iterator[None]:
                     os.write(2, line)
 
 
+def share_tensorflow() -> None:
+    """Before TensorFlow reads data beside another backend: with its first operation it would take a GPU's whole memory."""
+    with quiet_imports():
+        import tensorflow as tf
+    if os.environ.get("KERAS_BACKEND") != "tensorflow":
+        with contextlib.suppress(RuntimeError):  # it has begun already; too late to change
+            tf.config.set_visible_devices([], "GPU")
+
+
 def _first_installed() -> str:
     for name in BACKENDS:
         if importlib.util.find_spec(name) is not None:

@@ -1,4 +1,4 @@
-"""Files and the hub. The hub is asked in a fresh process: its client reads the environment when imported."""
+"""The hub and TFDS. The hub is asked in a fresh process: its client reads the environment when imported."""
 
 import json
 import os
@@ -8,8 +8,7 @@ import sys
 import pyarrow
 import pytest
 
-from keras_mtp.data.sources import read_jsonl
-from keras_mtp.errors import UserError
+from keras_mtp.data.sources import load_tfds
 
 ASK_THE_HUB = """
 import time
@@ -57,33 +56,6 @@ def write_cache(home, rows):
     (folder / "dataset_info.json").write_text(json.dumps(info))
 
 
-def test_reads_objects_with_their_line_numbers(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(b'\xef\xbb\xbf{"a": "caf\xc3\xa9"}\n\n{"a": "line\xe2\x80\xa8separator"}\r\n{"a": 3}')
-    assert list(read_jsonl(path)) == [(1, {"a": "café"}), (3, {"a": "line\u2028separator"}), (4, {"a": 3})]
-
-
-@pytest.mark.parametrize(
-    "line",
-    [b'{"a": 1', b"[1, 2]", b"7", b'{"a": "\xff"}', b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}"],
-    ids=["cut off", "list", "number", "not UTF-8", "too deep", "number too long"],
-)
-def test_a_bad_line_is_named(tmp_path, line):
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(b'{"a": 1}\n' + line + b"\n")
-    with pytest.raises(UserError) as error:
-        list(read_jsonl(path))
-    assert "rows.jsonl, line 2" in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_a_file_that_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"missing\.jsonl \(No such file or directory\)"):
-        list(read_jsonl(tmp_path / "missing.jsonl"))
-    with pytest.raises(UserError, match="directory"):
-        list(read_jsonl(tmp_path))
-
-
 @pytest.mark.parametrize(
     ("environment", "reason"),
     [
@@ -105,7 +77,7 @@ def test_without_the_hub_its_cache_is_read(tmp_path):
     rows = [{"question": "2 + 2?", "answer": "#### 4"}, {"question": "3 + 3?", "answer": "#### 6"}]
     write_cache(tmp_path, rows)
     said, seconds = ask_the_hub(tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
-    assert said == f"HubRows(rows={rows}, revision='c0ffee')"
+    assert said == f"Rows(rows={rows}, revision='c0ffee')"
     assert seconds < 12
 
 
@@ -113,3 +85,82 @@ def test_without_the_package_the_other_ways_are_named(tmp_path):
     said, _ = ask_the_hub(tmp_path, before="import sys; sys.modules['datasets'] = None")
     assert said.startswith("UserError: `datasets` must be installed to read openai/gsm8k")
     assert said.endswith("Use --data DIR or --data builtin.")
+
+
+ROWS = [
+    {
+        "question": f"{n} + 1? é",
+        "answer": f"{n}+1\n#### {n + 1}",
+        "annotation": f"{n}+1\n",
+        "short_answer": f"{n + 1}",
+    }
+    for n in range(6)
+]
+ASK_TFDS = ASK_THE_HUB.replace("load_hub", "load_tfds").replace(
+    '"openai/gsm8k", "main", "test", ', '"gsm8k", "test", address="https://127.0.0.1:9/test.jsonl", '
+)
+
+
+def write_tfds(folder, file_format, splits=None):
+    """TFDS' `gsm8k`, written by its own builder from local rows."""
+    import tensorflow_datasets as tfds
+
+    with tfds.core.registered.skip_registration():
+
+        class Gsm8k(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version("1.0.0")
+
+            def _info(self):
+                features = {name: tfds.features.Text() for name in ROWS[0]}
+                return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+            def _split_generators(self, dl_manager):
+                return {split: enumerate((splits or {}).get(split, ROWS)) for split in ("train", "test")}
+
+            def _generate_examples(self):
+                raise NotImplementedError
+
+    tfds.disable_progress_bar()
+    Gsm8k(data_dir=folder, file_format=file_format).download_and_prepare()
+    return folder
+
+
+@pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
+def test_tfds_rows_are_read_however_they_are_stored(tmp_path, monkeypatch, file_format):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(write_tfds(tmp_path, file_format)))
+    rows, version = load_tfds("gsm8k", "test", address="https://127.0.0.1:9", other_ways="")
+    assert sorted(rows, key=lambda row: row["question"]) == ROWS and version == "1.0.0"
+    assert load_tfds("gsm8k", "test", address="https://127.0.0.1:9", other_ways="").rows == rows
+
+
+def _ask_tfds(tmp_path, before="", after=""):
+    """What a fresh process printed that asked TFDS, with `tmp_path` as TFDS_DATA_DIR, line by line."""
+    done = subprocess.run(
+        [sys.executable, "-c", ASK_TFDS.format(before=before) + after],
+        env={**os.environ, "TFDS_DATA_DIR": str(tmp_path), "no_proxy": "*"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.splitlines()
+
+
+def test_tfds_needs_no_tensorflow_for_what_it_downloads(tmp_path):
+    write_tfds(tmp_path, "array_record")
+    said = _ask_tfds(tmp_path, after="import sys; print('tensorflow' in sys.modules)")
+    assert said[-3].startswith("Rows(rows=[{") and said[-1] == "False"
+
+
+def test_without_a_copy_or_a_network_tfds_is_given_up_at_once(tmp_path):
+    *_, said, seconds = _ask_tfds(tmp_path)
+    assert said.startswith(
+        "UserError: gsm8k must be within reach of TFDS, or a copy of it in TFDS_DATA_DIR. Received: "
+    )
+    assert "Connection refused" in said and said.endswith("Use --data DIR or --data builtin.")
+    assert float(seconds) < 30  # TFDS alone retries for 240
+
+
+def test_without_tfds_its_extra_is_named(tmp_path):
+    *_, said, _ = _ask_tfds(tmp_path, before="import sys; sys.modules['tensorflow_datasets'] = None")
+    assert said.startswith("UserError: `tensorflow-datasets` must be installed to read gsm8k from TFDS")
+    assert 'pip install "keras_mtp[tfds]"' in said

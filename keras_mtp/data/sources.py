@@ -1,48 +1,28 @@
-"""Where rows come from: a JSON Lines file or the Hugging Face hub. What they mean is the task's business."""
+"""Data sets that others publish, by name: the Hugging Face hub, TensorFlow Datasets. What rows mean is the task's business.
+
+Both packages retry for minutes where there is no network, so the network is asked once first.
+"""
 
 import contextlib
-import json
+import os
+import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from keras_mtp import backend
 from keras_mtp.errors import UserError
 
-HUB_TIMEOUT_SECONDS = 5.0
+TIMEOUT_SECONDS = 5.0
 
 
-class HubRows(NamedTuple):
-    """The rows of one split, and the commit of the data set they belong to."""
+class Rows(NamedTuple):
+    """The rows of one split, and the version of the data set they belong to."""
 
     rows: list[dict[str, Any]]
     revision: str | None
 
 
-def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields `(line number from 1, object)` of a JSON Lines file in UTF-8; blank lines are skipped.
-
-    Raises:
-        UserError: there is no such file, or a line is not a JSON object; names the file and the line.
-
-    Example:
-
-    ```python
-    for line, row in read_jsonl("train.jsonl"):
-        print(line, row["question"])
-    ```
-    """
-    try:
-        with open(path, "rb") as file:
-            for line, text in enumerate(file, start=1):
-                if text.strip():
-                    yield line, _parse(text, f"{path}, line {line}")
-    except OSError as error:
-        raise UserError(
-            f"The data must be a file that can be read. Received: {path} ({error.strerror}). Check the path."
-        ) from error
-
-
-def load_hub(name: str, config: str, split: str, *, other_ways: str) -> HubRows:
+def load_hub(name: str, config: str, split: str, *, other_ways: str) -> Rows:
     """Rows of a data set on the Hugging Face hub, read by `datasets`; offline, of its copy in the cache.
 
     Args:
@@ -79,19 +59,77 @@ def load_hub(name: str, config: str, split: str, *, other_ways: str) -> HubRows:
             f"{name} must be within reach on the Hugging Face hub or in its cache. "
             f"Received: {type(unreachable or error).__name__}. {other_ways}"
         ) from error
-    return HubRows(rows, builder.hash)
+    return Rows(rows, builder.hash)
 
 
-def _parse(text: bytes, place: str) -> dict[str, Any]:
+def load_tfds(name: str, split: str, *, address: str, other_ways: str) -> Rows:
+    """Rows of a data set of TensorFlow Datasets: of its copy in TFDS_DATA_DIR, or downloaded.
+
+    What is downloaded is stored as ArrayRecord, which needs no TensorFlow to be read. A copy stored as TFRecord, the
+    default of TFDS, is read by TensorFlow, kept away from the GPU unless Keras runs on it.
+
+    Args:
+        name: the data set, `"gsm8k"`.
+        split: which of its splits.
+        address: a URL that TFDS would download, asked first.
+        other_ways: a sentence on what to do without, for the error.
+
+    Returns:
+        The rows in TFDS' own order, texts as `str`, and the data set's version, `"1.0.0"`.
+
+    Raises:
+        UserError: `tensorflow-datasets` is not installed, or there is neither a copy nor a network.
+
+    Example:
+
+    ```python
+    rows, version = load_tfds("gsm8k", "test", address="https://...", other_ways="Use a folder: --data DIR.")
+    ```
+    """
     try:
-        row = json.loads(text.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"Every line must be a JSON object. Received: {place} ({error}). Mend it.") from error
-    if not isinstance(row, dict):
+        import tensorflow_datasets as tfds
+    except ImportError as error:
         raise UserError(
-            f"Every line must be a JSON object. Received: {place}, which is a {type(row).__name__}. Mend it."
-        )
-    return row
+            f"`tensorflow-datasets` must be installed to read {name} from TFDS. Received: {error}. "
+            f'Run: pip install "keras_mtp[tfds]". {other_ways}'
+        ) from error
+    tfds.disable_progress_bar()
+    unreachable: Exception | None = None
+    try:
+        builder = tfds.builder(name, data_dir=os.environ.get("TFDS_DATA_DIR"))
+        if not builder.is_prepared():
+            unreachable = _why_no_answer(address)
+            if unreachable is not None:
+                raise unreachable
+            builder.download_and_prepare(file_format="array_record")
+        rows = [_texts(row) for row in _tfds_rows(tfds, builder, split)]
+    except Exception as error:  # from any of the packages below it; there is no common class
+        raise UserError(
+            f"{name} must be within reach of TFDS, or a copy of it in TFDS_DATA_DIR. "
+            f"Received: {' '.join(str(unreachable or error).split()) or type(error).__name__:.200}. {other_ways}"
+        ) from error
+    return Rows(rows, str(builder.version))
+
+
+def _tfds_rows(tfds: Any, builder: Any, split: str) -> Iterator[dict[str, Any]]:
+    if {form.value for form in builder.info.available_file_formats()} & {"array_record", "parquet"}:
+        return iter(builder.as_data_source(split=split))
+    backend.share_tensorflow()
+    return iter(tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False)))
+
+
+def _texts(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value.decode() if isinstance(value, bytes) else value for key, value in row.items()}
+
+
+def _why_no_answer(address: str) -> Exception | None:
+    try:
+        urllib.request.urlopen(
+            urllib.request.Request(address, method="HEAD"), timeout=TIMEOUT_SECONDS
+        ).close()
+    except Exception as error:
+        return error
+    return None
 
 
 def _why_unreachable(name: str) -> Exception | None:
@@ -99,7 +137,7 @@ def _why_unreachable(name: str) -> Exception | None:
     import huggingface_hub
 
     try:
-        huggingface_hub.HfApi().dataset_info(name, timeout=HUB_TIMEOUT_SECONDS)
+        huggingface_hub.HfApi().dataset_info(name, timeout=TIMEOUT_SECONDS)
     except Exception as error:
         return error
     return None

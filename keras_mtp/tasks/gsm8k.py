@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import Any, Self
 
 from keras_mtp.data.example import Example
-from keras_mtp.data.sources import load_hub, read_jsonl
+from keras_mtp.data.json_lines import read_jsonl
+from keras_mtp.data.sources import load_hub, load_tfds
 from keras_mtp.errors import UserError
 from keras_mtp.tasks.task import SPLITS, Split, Task
 
 HUB_NAME, HUB_CONFIG = "openai/gsm8k", "main"
+TFDS_NAME = "gsm8k"
+ADDRESS = (
+    "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data/test.jsonl"
+)
 OTHER_WAYS = (
     "Use a folder with train.jsonl and test.jsonl (--data DIR) or generated word problems (--data builtin)."
 )
@@ -45,12 +50,12 @@ def exact_match(answer: str, completion: str) -> float:
 
 
 class GSM8K(Task):
-    """The benchmark, from the hub or from its official files.
+    """The benchmark, from the hub, from TensorFlow Datasets or from its official files.
 
     Args:
         examples: the examples of each split.
         source: where they came from.
-        revision: the hub's commit.
+        revision: the hub's commit, or TFDS' version.
 
     Example:
 
@@ -99,6 +104,23 @@ class GSM8K(Task):
             placed = [(f"{origin}, row {index}", row) for index, row in enumerate(rows)]
             examples[split] = _read(placed, split, origin)
         return cls(examples, source="hub", revision=revision)
+
+    @classmethod
+    def from_tfds(cls) -> Self:
+        """Reads TensorFlow Datasets' `gsm8k`, whose `answer` is the whole official one.
+
+        The rows are the hub's in another order, so the held-out slice is another one as well.
+
+        Raises:
+            UserError: see `load_tfds`.
+        """
+        examples, version = {}, None
+        for split in SPLITS:
+            rows, version = load_tfds(TFDS_NAME, split, address=ADDRESS, other_ways=OTHER_WAYS)
+            origin = f"TFDS' {TFDS_NAME} ({split})"
+            placed = [(f"{origin}, row {index}", row) for index, row in enumerate(rows)]
+            examples[split] = _read(placed, split, origin)
+        return cls(examples, source="tfds", revision=version)
 
     def examples(self, split: Split) -> list[Example]:
         return self._examples[split]

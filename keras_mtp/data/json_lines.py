@@ -1,0 +1,91 @@
+"""JSON Lines files, read strictly: one object a line in UTF-8, and every mistake named with its file and line."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from keras_mtp.errors import UserError
+
+OTHER_FILES = {
+    b"\x1f\x8b": "a gzip file: unpack it (gunzip)",
+    b"PAR1": "a Parquet file: write it as JSON Lines, in pandas with read_parquet(...).to_json(..., orient='records', lines=True)",
+    b"PK\x03\x04": "a zip file: unpack it",
+    b"\x28\xb5\x2f\xfd": "a zstd file: unpack it (unzstd)",
+    b"\xff\xfe": "text in UTF-16: save it as UTF-8",
+    b"\xfe\xff": "text in UTF-16: save it as UTF-8",
+}
+
+
+def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields `(line number from 1, object)` of a JSON Lines file in UTF-8; blank lines are skipped.
+
+    Raises:
+        UserError: there is no such file, it is of another kind, or a line is not a JSON object that can be read in one
+            way only (NaN, a key twice and half a surrogate pair cannot); names the file and the line.
+
+    Example:
+
+    ```python
+    for line, row in read_jsonl("train.jsonl"):
+        print(line, row["question"])
+    ```
+    """
+    try:
+        with open(path, "rb") as file:
+            for line, text in enumerate(file, start=1):
+                if line == 1:
+                    _refuse_other_files(text, path)
+                if text.strip():
+                    yield line, _parse(text, f"{path}, line {line}")
+    except OSError as error:
+        raise UserError(
+            f"The data must be a file that can be read. Received: {path} ({error.strerror}). Check the path."
+        ) from error
+
+
+def _refuse_other_files(beginning: bytes, path: str | Path) -> None:
+    for mark, kind in OTHER_FILES.items():
+        if beginning.startswith(mark):
+            raise UserError(f"The data must be JSON Lines, a text. Received: {path}, which is {kind}.")
+    if beginning.strip() == b"[":
+        raise UserError(
+            f"The data must be JSON Lines, an object on each line. Received: {path}, line 1, which opens one JSON array. "
+            "Write its items one to a line (jq -c '.[]')."
+        )
+
+
+def _parse(text: bytes, place: str) -> dict[str, Any]:
+    try:
+        decoded = text.decode("utf-8-sig")
+        row = json.loads(decoded, parse_constant=_no_number, object_pairs_hook=_every_key_once)
+        if "\\u" in decoded:
+            json.dumps(row, ensure_ascii=False).encode()  # fails on half a surrogate pair
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"Every line must be a JSON object in UTF-8. Received: {place} ({error}). Save the file as UTF-8."
+        ) from error
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"Every text must be valid Unicode. Received: {place}, which holds half a surrogate pair "
+            f"(\\u{ord(error.object[error.start]):x}). Mend it."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"Every line must be a JSON object. Received: {place} ({error}). Mend it.") from error
+    if not isinstance(row, dict):
+        raise UserError(
+            f"Every line must be a JSON object. Received: {place}, which is a {type(row).__name__}. Mend it."
+        )
+    return row
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _every_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands there twice")
+    return row

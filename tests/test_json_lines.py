@@ -1,0 +1,78 @@
+"""JSON Lines, read strictly."""
+
+import gzip
+
+import pytest
+
+from keras_mtp.data.json_lines import read_jsonl
+from keras_mtp.errors import UserError
+
+
+def test_reads_objects_with_their_line_numbers(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a": "caf\xc3\xa9"}\n\n{"a": "line\xe2\x80\xa8separator"}\r\n{"a": 3}')
+    assert list(read_jsonl(path)) == [(1, {"a": "café"}), (3, {"a": "line\u2028separator"}), (4, {"a": 3})]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(b'{"a": 1', b"[1, 2]", b"7", b'{"a": "\xff"}', b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}"),
+        *(
+            b'{"a": NaN}',
+            b'{"a": -Infinity}',
+            b'{"a": "\\ud83e"}',
+            b'{"\\ud83e": 1}',
+            b'{"a": 1, "a": 2}',
+            b"{'a': 1}",
+        ),
+    ],
+    ids=[
+        *("cut off", "list", "number", "not UTF-8", "too deep", "number too long"),
+        *(
+            "NaN",
+            "infinity",
+            "half a surrogate pair",
+            "half a pair in a key",
+            "key twice",
+            "Python, not JSON",
+        ),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a": 1}\n' + line + b"\n")
+    with pytest.raises(UserError) as error:
+        list(read_jsonl(path))
+    assert "rows.jsonl, line 2" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"missing\.jsonl \(No such file or directory\)"):
+        list(read_jsonl(tmp_path / "missing.jsonl"))
+    with pytest.raises(UserError, match="directory"):
+        list(read_jsonl(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(b'{"a": 1}\n'), "which is a gzip file: unpack it"),
+        (b"PAR1\x15\x04", "which is a Parquet file"),
+        (b"PK\x03\x04", "which is a zip file"),
+        ('{"a": 1}\n'.encode("utf-16"), "which is text in UTF-16: save it as UTF-8"),
+        (b'[\n{"a": 1},\n{"a": 2}\n]\n', "line 1, which opens one JSON array"),
+    ],
+    ids=["gzip", "Parquet", "zip", "UTF-16", "array"],
+)
+def test_another_kind_of_file_is_called_by_its_name(tmp_path, content, message):
+    (tmp_path / "rows.jsonl").write_bytes(content)
+    with pytest.raises(UserError) as error:
+        list(read_jsonl(tmp_path / "rows.jsonl"))
+    assert message in str(error.value) and "rows.jsonl" in str(error.value)
+
+
+def test_a_whole_surrogate_pair_is_one_character(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"a": "\\ud83e\\udd99 \\\\ud83e"}\n')
+    assert list(read_jsonl(tmp_path / "rows.jsonl")) == [(1, {"a": "\N{LLAMA} \\ud83e"})]
