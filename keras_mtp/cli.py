@@ -61,8 +61,9 @@ _backend = click.option(
 )
 _data = click.option(
     "--data",
-    metavar="hub|builtin|DIR",
-    help="Where the examples come from: downloaded, generated here, or a folder with train.jsonl and test.jsonl.",
+    metavar="hub|tfds|builtin|PATH",
+    help="Where the examples come from: downloaded, generated here, a folder with train.jsonl and test.jsonl, or, with "
+    "the task jsonl, a file of your own.",
 )
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else.")
 _run_argument = click.argument("run", type=click.Path(path_type=Path), callback=_is_run)
@@ -79,14 +80,21 @@ def cli() -> None:
     Start here:
       keras-mtp recipes                          what can be run
       keras-mtp recipe gsm8k --data builtin      run it; about 15 minutes on two CPU cores
+      keras-mtp recipe jsonl --data my.jsonl     learn from conversations of your own
       keras-mtp generate RUN "PROMPT"            ask the model that came out of it
     """
 
 
 @cli.command()
-@click.argument("name", metavar="NAME|PATH")
+@click.argument("name", metavar="[NAME|PATH]", required=False)
 @_backend
 @_data
+@click.option(
+    "--task",
+    metavar="gsm8k|jsonl",
+    help="What to train for, if not what the recipe says; jsonl learns from conversations of your own. Without NAME it "
+    "picks the recipe too.",
+)
 @click.option(
     "--model",
     metavar="NAME|PATH",
@@ -110,9 +118,10 @@ def cli() -> None:
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
 @_as_json
 def recipe(
-    name: str,
+    name: str | None,
     backend_name: str | None,
     data: str | None,
+    task: str | None,
     model: str | None,
     folder: Path | None,
     assignments: tuple[str, ...],
@@ -124,8 +133,12 @@ def recipe(
     NAME is one that `keras-mtp recipes` lists; PATH is a TOML file of your own. The run's folder gets the recipe as it
     was run, the losses of every step, a checkpoint, a report and its curves.
     """
-    options = {"data.source": data, "model.name": model}
-    chosen = updated(load_recipe(name), {key: value for key, value in options.items() if value is not None})
+    if name is None and task is None:
+        raise UserError("`recipe` needs NAME, PATH or --task. `keras-mtp recipes` lists the names.")
+    options = {"task": task, "data.source": data, "model.name": model}
+    chosen = updated(
+        load_recipe(name or task or ""), {key: value for key, value in options.items() if value is not None}
+    )
     chosen = apply_overrides(chosen, assignments)
     folder = _new_folder(folder, chosen, backend.select(backend_name))
     with _only_result_on_stdout(), _removed_if_empty(folder):

@@ -139,7 +139,7 @@ class TaskEvaluation:
         self.generator = Generator(model, stop_ids=tokenizer.eos_ids, max_new_tokens=max_new_tokens)
 
     def __call__(self) -> TaskScore:
-        prompts = [encode_prompt(example.prompt, self.tokenizer) for example in self.examples]
+        prompts = [encode_prompt(e.prompt, self.tokenizer, e.history) for e in self.examples]
         width = max(len(prompt) for prompt in prompts)
         completions: list[str] = []
         for start in range(0, len(prompts), self.batch_size):
@@ -158,6 +158,7 @@ def write_answers(path: Path, examples: Sequence[Example], before: TaskScore, af
         for example, said_before, score_before, said, score in rows:
             row = {
                 "id": example.id,
+                **({"history": [turn._asdict() for turn in example.history]} if example.history else {}),
                 "prompt": example.prompt,
                 "answer": example.answer,
                 "before": said_before,

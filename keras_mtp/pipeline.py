@@ -11,6 +11,7 @@ import keras
 
 from keras_mtp import checkpoint, memory, report
 from keras_mtp.data.batches import require_a_batch
+from keras_mtp.data.chat_template import read_template
 from keras_mtp.data.encoding import encode_all, encode_prompt
 from keras_mtp.data.splits import split_held_out
 from keras_mtp.errors import UserError
@@ -51,6 +52,8 @@ def run(
         UserError: the folder holds a run already; or whatever is wrong with the recipe's model or data.
     """
     _refuse_used(folder)
+    # The run keeps the template's text: its file may be another one tomorrow.
+    recipe = updated(recipe, {"data.template": read_template(recipe.data.template)})
     clock, screen = memory.Clock(), console(progress)
     task = load_task(recipe.task, recipe.data.source)
     base = base_info(recipe.model.name)
@@ -62,8 +65,8 @@ def run(
     write_licence(folder, base)
 
     model, tokenizer = model_from_recipe(recipe)
-    examples, skipped = encode_all(task.examples("train"), tokenizer, recipe.data.max_tokens)
-    training, held_out = split_held_out(examples, recipe.evaluation.limit)
+    encoded = encode_all(task.examples("train"), tokenizer, recipe.data.max_tokens, recipe.data.too_long)
+    training, held_out = split_held_out(encoded.examples, recipe.evaluation.limit)
     require_a_batch(training, recipe.training.batch_size)
     judge_held_out, judge_task = _judges(model, tokenizer, task, held_out, recipe)
 
@@ -89,7 +92,8 @@ def run(
         before=before,
         after=after,
         trained=trained,
-        skipped_examples=len(skipped),
+        skipped_examples=len(encoded.skipped),
+        truncated_examples=len(encoded.truncated),
         rows=log.rows,
         clock=clock,
         folder=folder,
@@ -115,8 +119,8 @@ def evaluate(folder: Path, *, data: str | None = None, limit: int | None = None)
     )
     task = load_task(recipe.task, recipe.data.source)
     model, tokenizer = _restored(recipe, folder)
-    examples, _ = encode_all(task.examples("train"), tokenizer, recipe.data.max_tokens)
-    _, held_out = split_held_out(examples, recipe.evaluation.limit)
+    encoded = encode_all(task.examples("train"), tokenizer, recipe.data.max_tokens, recipe.data.too_long)
+    _, held_out = split_held_out(encoded.examples, recipe.evaluation.limit)
     judge_held_out, judge_task = _judges(model, tokenizer, task, held_out, recipe)
     heads, answers = judge_held_out(), judge_task()
     scores: dict[str, Any] = {name: {"loss": head.loss, "top1": head.top1} for name, head in heads.items()}

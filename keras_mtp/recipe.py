@@ -85,10 +85,17 @@ class DataRecipe(_Table):
     _path: ClassVar[str] = "data."
     source: str = field(
         "hub",
-        "hub (downloaded), builtin (generated here, nothing to download), or a folder with the task's files.",
+        "hub or tfds (downloaded), builtin (generated here, nothing to download), or a file or folder of the task's.",
     )
-    max_tokens: int = field(
-        384, "Longer examples (prompt and answer, in tokens) are skipped; a report counts them.", minimum=16
+    template: str = field(
+        "chat",
+        "How a conversation becomes text: chat (the model's own chat template), Jinja2 text, or the path of a .jinja file.",
+    )
+    max_tokens: int = field(384, "Longest example (prompt and answer, in tokens).", minimum=16)
+    too_long: str = field(
+        "skip",
+        "What happens to longer ones: they are skipped, or truncated on the right. A report counts them.",
+        choices=("skip", "truncate"),
     )
     buckets: int = field(
         4, "Batches are padded to one of this many lengths: more pads less but compiles more.", minimum=1

@@ -71,15 +71,16 @@ class Report:
         recipe: the recipe's name. backend: what Keras ran on. seed: the recipe's. steps: joint optimizer steps done.
         model: the base model's name. model_revision: the hub's commit. model_sha256: of its files. model_licence: its
             licence. model_notice: what the licence wants to be shown.
-        data: the task's title, as "GSM8K" or "generated word problems (not GSM8K)". data_source: "hub", "builtin" or a
-            folder. data_revision: of the hub. data_licence: their licence.
+        data: the task's title, as "GSM8K" or "generated word problems (not GSM8K)". data_source: "hub", "tfds",
+            "builtin" or a path. data_revision: which version of it. data_licence: their licence. data_note: how they
+            were split, where the task had to decide.
         is_benchmark: False if a score on these data is no benchmark result.
         held_out: results by head. held_out_n: number of held-out examples.
         task: the task's score.
         tokens_per_second: real tokens trained on per second of joint training.
         peak_bytes: peak resident memory less that after imports.
         seconds: of the whole run. padding_share: share of padding in what training computed.
-        skipped_examples: training examples left out for their length.
+        skipped_examples: training examples left out for their length. truncated_examples: those cut to it.
         date: when the run ended, ISO 8601. versions: by package. command: what repeats the run, argument by argument.
     """
 
@@ -94,6 +95,7 @@ class Report:
     model_sha256: str = ""
     model_notice: str | None = None
     data_revision: str | None = None
+    data_note: str = ""
     is_benchmark: bool
     seed: int
     steps: int
@@ -105,6 +107,7 @@ class Report:
     seconds: float
     padding_share: float
     skipped_examples: int
+    truncated_examples: int = 0
     date: str
     versions: Mapping[str, str] = field(default_factory=dict)
     command: Sequence[str] = ()
@@ -145,6 +148,7 @@ def from_run(
     after: "tuple[Mapping[str, HeadScore], TaskScore]",
     trained: "Trained",
     skipped_examples: int,
+    truncated_examples: int = 0,
     rows: Sequence[curves.Row],
     clock: "Clock",
     folder: Path,
@@ -169,6 +173,7 @@ def from_run(
         data_source=task.source,
         data_revision=task.revision,
         data_licence=task.licence,
+        data_note=task.note,
         is_benchmark=task.is_benchmark,
         seed=recipe.training.seed,
         steps=trained.steps,
@@ -182,6 +187,7 @@ def from_run(
         seconds=clock.seconds,
         padding_share=trained.padding_share,
         skipped_examples=skipped_examples,
+        truncated_examples=truncated_examples,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={
             "keras_mtp": __version__,
@@ -231,9 +237,10 @@ def markdown(report: Report) -> str:
     rows = [f"| {label} | {before} | {after} |" for label, before, after in _results(report)]
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     revision = f", revision {report.data_revision}" if report.data_revision else ""
+    note = f". {report.data_note}" if report.data_note else ""
     facts = {
         "Model": _model(report),
-        "Data": f"{report.data}, from {report.data_source}{revision}. Licence: {report.data_licence}",
+        "Data": f"{report.data}, from {report.data_source}{revision}. Licence: {report.data_licence}{note}",
         "Training": f"{report.steps} joint optimizer steps, seed {report.seed}. {_skipped(report)}",
         "Cost": _cost(report),
         "Software": f"{versions}; Keras on {report.backend}",
@@ -302,7 +309,9 @@ def _share(value: float, n: int) -> str:
 def _caution(report: Report) -> str:
     if report.is_benchmark:
         return ""
-    return f"The data are {report.data}. They show that training works; the score is not comparable with any published one."
+    if report.data_source == "builtin":
+        return f"The data are {report.data}. They show that training works; the score is not comparable with any published one."
+    return f"The data are {report.data}, your own: the score is not comparable with any published one."
 
 
 def _model(report: Report) -> str:
@@ -313,9 +322,10 @@ def _model(report: Report) -> str:
 
 
 def _skipped(report: Report) -> str:
+    truncated = f" and {report.truncated_examples} truncated" if report.truncated_examples else ""
     return (
-        f"{report.skipped_examples} training examples were skipped for their length; {report.padding_share:.0%} of the "
-        "tokens computed were padding."
+        f"{report.skipped_examples} training examples were skipped{truncated} for their length; "
+        f"{report.padding_share:.0%} of the tokens computed were padding."
     )
 
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from keras_mtp.data.batches import Batches, bucket_lengths
+from keras_mtp.data.encoding import Encoded
 from keras_mtp.data.splits import split_held_out
 from keras_mtp.errors import UserError
 from tests import tiny
@@ -91,3 +92,12 @@ def test_held_out_slice_is_fixed_and_apart():
     assert [i.id for i in more[:10]] == [i.id for i in held_out]
     assert len(more) == 15 and len(train) == 180
     assert not {i.id for i in more} & {i.id for i in train}
+
+
+def test_what_says_the_same_as_a_held_out_item_is_not_trained_on():
+    items = tiny.encoded(40)
+    twins = [Encoded(id=f"twin {item.id}", ids=item.ids, is_answer=item.is_answer) for item in items]
+    train, held_out = split_held_out(items + twins, 80)
+    seen = {item.ids.tobytes() for item in held_out}
+    assert len(held_out) == 8 and not any(item.ids.tobytes() in seen for item in train)
+    assert {i.ids.tobytes() for i in items} == seen | {i.ids.tobytes() for i in train}

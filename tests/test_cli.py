@@ -54,6 +54,22 @@ def test_fields_lists_every_field_with_its_default():
 
 
 @pytest.mark.parametrize(
+    ("arguments", "recipe", "task"),
+    [
+        (["gsm8k"], "gsm8k", "gsm8k"),
+        (["gsm8k", "--task", "jsonl"], "gsm8k", "jsonl"),
+        (["--task", "jsonl"], "jsonl", "jsonl"),
+        (["jsonl"], "jsonl", "jsonl"),
+    ],
+)
+def test_a_task_can_stand_for_its_recipe_or_beside_another(arguments, recipe, task, tmp_path, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(cli, "_new_folder", lambda folder, recipe, backend: chosen.append(recipe) or 1 / 0)
+    run("recipe", *arguments, "--data", "my.jsonl")
+    assert [(r.name, r.task, r.data.source) for r in chosen] == [(recipe, task, "my.jsonl")]
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["recipe", "gsm8"], "Did you mean `gsm8k`?"),

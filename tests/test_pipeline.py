@@ -146,6 +146,47 @@ def test_generated_problems_are_never_called_gsm8k(tmp_path):
     assert "(not GSM8K)" in (tmp_path / "run" / "report.md").read_text()
 
 
+CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}{{ 'assistant: ' if add_generation_prompt }}"
+
+
+def test_conversations_of_the_users_own(tmp_path):
+    _data(tmp_path)
+    turns = [("user", "apples and"), ("assistant", "box"), ("user", "how many"), ("assistant", "each")]
+    rows = [
+        {"messages": [{"role": role, "content": f"{content} {n}"} for role, content in turns]}
+        for n in range(40)
+    ]
+    rows.append({"prompt": "box " * 200, "response": "x"})
+    (tmp_path / "my.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "mine.jinja").write_text(CHAT)
+    recipe = _recipe(
+        tmp_path,
+        task="jsonl",
+        data__source=str(tmp_path / "my.jsonl"),
+        data__template=str(tmp_path / "mine.jinja"),
+        data__max_tokens=90,
+        data__too_long="truncate",
+        evaluation__limit=2,
+    )
+    result = pipeline.run(recipe, tmp_path / "run", progress=False)
+    assert (result.data, result.task.metric, result.is_benchmark) == (
+        "my.jsonl",
+        "normalised_exact_match",
+        False,
+    )
+    assert result.truncated_examples + result.skipped_examples > 0
+    text = (tmp_path / "run" / "report.md").read_text()
+    assert "The data are my.jsonl, your own" in text and "Test split: 4 of the file's 41 examples" in text
+    (answer, *_) = map(json.loads, (tmp_path / "run" / "answers.jsonl").read_text().splitlines())
+    assert [turn["role"] for turn in answer["history"]] == ["user", "assistant"]
+    (tmp_path / "mine.jinja").unlink()  # the run has kept the text
+    assert load_recipe(tmp_path / "run" / "recipe.toml").data.template == CHAT
+    again = pipeline.evaluate(tmp_path / "run")
+    assert again["held_out"]["head_1"]["loss"] == pytest.approx(
+        result.held_out["head_1"].loss_after, abs=1e-5
+    )
+
+
 def test_accumulation_runs_with_the_progress_bar(tmp_path):
     _data(tmp_path)
     recipe = _recipe(tmp_path, training__accumulation=2, evaluation__limit=1)

@@ -18,7 +18,7 @@ from keras_mtp.recipe import (
 
 
 def test_shipped_recipes_have_the_name_of_their_file_and_a_description():
-    assert "gsm8k" in available_recipes()
+    assert {"gsm8k", "jsonl"} <= set(available_recipes())
     for name, path in available_recipes().items():
         recipe = load_recipe(name)
         assert recipe == load_recipe(path)

@@ -24,7 +24,8 @@ def split_held_out(examples: Sequence[Encoded], limit: int) -> tuple[list[Encode
         limit: how many of the held-out items to evaluate on.
 
     Returns:
-        `(training, held_out)`: at most `limit` held-out items; the rest of the slice is in neither.
+        `(training, held_out)`: at most `limit` held-out items; the rest of the slice is in neither, nor is what says the
+        same, token for token, as one of the slice.
 
     Raises:
         UserError: fewer than 2 examples.
@@ -36,5 +37,7 @@ def split_held_out(examples: Sequence[Encoded], limit: int) -> tuple[list[Encode
         )
     order = np.random.default_rng(list(b"held out")).permutation(len(examples))
     size = max(min(HELD_OUT_ITEMS, int(len(examples) * HELD_OUT_SHARE)), 1)
-    training = [examples[i] for i in np.sort(order[size:])]
-    return training, [examples[i] for i in order[: min(size, limit)]]
+    held_out = [examples[i] for i in order[:size]]
+    seen = {item.ids.tobytes() for item in held_out}
+    training = [examples[i] for i in np.sort(order[size:]) if examples[i].ids.tobytes() not in seen]
+    return training, held_out[:limit]

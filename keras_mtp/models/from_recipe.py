@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_mtp.data.chat_template import MODELS_OWN, read_template
 from keras_mtp.data.tokenizer import Tokenizer
 from keras_mtp.layers.linear_head import LinearHead
 from keras_mtp.layers.transformer_head import TransformerHead
@@ -14,9 +15,12 @@ def model_from_recipe(recipe: Recipe) -> tuple[MTPCausalLM, Tokenizer]:
     """Loads the recipe's base model and puts its prefix and heads around it.
 
     Returns:
-        `(model, tokenizer)`: the model untrained, its prefix and heads at their start.
+        `(model, tokenizer)`: the model untrained, its prefix and heads at their start; the tokenizer with the recipe's
+        chat template.
     """
     backbone, tokenizer = load_backbone(recipe.model.name, dtype=_dtype(recipe))
+    if recipe.data.template != MODELS_OWN:
+        tokenizer = tokenizer.with_template(read_template(recipe.data.template))
     model = MTPCausalLM(
         backbone,
         prefix_length=recipe.prefix.length,

@@ -1,12 +1,14 @@
 """Tasks by name. `load_task("gsm8k", "builtin")` is how the rest of the package gets one."""
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from keras_mtp.errors import UserError
 from keras_mtp.tasks.gsm8k import GSM8K
+from keras_mtp.tasks.jsonl import JsonLines
+from keras_mtp.tasks.overlap import refuse_overlap
 from keras_mtp.tasks.task import Split, Task
 from keras_mtp.tasks.word_problems import WordProblems
 
@@ -15,15 +17,32 @@ __all__ = ["TASKS", "Split", "Task", "load_task"]
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """The three places a task's examples can come from, each a function that reads and checks all of them."""
+    """The places a task's examples can come from; each is read and checked as a whole.
 
-    hub: Callable[[], Task]
-    folder: Callable[[Path], Task]
-    builtin: Callable[[], Task]
+    Args:
+        named: functions by what `--data` calls them.
+        path: reads from a path. accepts: whether there is something to read at it. what: what that is, for errors.
+    """
+
+    named: Mapping[str, Callable[[], Task]]
+    path: Callable[[Path], Task]
+    accepts: Callable[[Path], bool]
+    what: str
 
 
 TASKS = {
-    "gsm8k": Sources(hub=GSM8K.from_hub, folder=GSM8K.from_folder, builtin=WordProblems),
+    "gsm8k": Sources(
+        named={"hub": GSM8K.from_hub, "tfds": GSM8K.from_tfds, "builtin": WordProblems},
+        path=GSM8K.from_folder,
+        accepts=Path.is_dir,
+        what="a folder that exists",
+    ),
+    "jsonl": Sources(
+        named={},
+        path=JsonLines.from_path,
+        accepts=Path.exists,
+        what="a JSON Lines file that exists, or a folder with train.jsonl and test.jsonl",
+    ),
 }
 
 
@@ -32,13 +51,13 @@ def load_task(name: str, data: str) -> Task:
 
     Args:
         name: the task, a key of `TASKS`.
-        data: `"hub"`, `"builtin"` or a folder with the task's files (`./hub` if that is its name).
+        data: one of the task's named sources, such as `"hub"` or `"builtin"`, or a path (`./hub` if that is its name).
 
     Returns:
         The task, its examples read and checked: what is wrong with the data shows here, not in mid-run.
 
     Raises:
-        UserError: there is no such task or folder, or its data cannot be read.
+        UserError: there is no such task or source, its data cannot be read, or test items are in the training data.
 
     Example:
 
@@ -49,18 +68,18 @@ def load_task(name: str, data: str) -> Task:
         raise UserError(
             f"`task` must be one of: {', '.join(TASKS)}. Received: {name!r}.{_did_you_mean(name, TASKS)}"
         )
-    sources = TASKS[name]
-    if data == "hub":
-        return sources.hub()
-    if data == "builtin":
-        return sources.builtin()
-    folder = Path(data).expanduser()
-    if not folder.is_dir():
+    sources, path = TASKS[name], Path(data).expanduser()
+    if data in sources.named:
+        task = sources.named[data]()
+    elif sources.accepts(path):
+        task = sources.path(path)
+    else:
+        names = f"{', '.join(map(repr, sources.named))} or " if sources.named else ""
         raise UserError(
-            f"`data` must be 'hub', 'builtin' or a folder that exists. Received: {data!r}."
-            f"{_did_you_mean(data, ('hub', 'builtin'))}"
+            f"`data` of the task {name} must be {names}{sources.what}. Received: {data!r}.{_did_you_mean(data, sources.named)}"
         )
-    return sources.folder(folder)
+    refuse_overlap(task)
+    return task
 
 
 def _did_you_mean(given: str, known: Iterable[str]) -> str:

@@ -20,8 +20,9 @@ class Task(abc.ABC):
         title: what reports call the data, `"GSM8K"`.
         metric: what the mean of the scores is, `"exact_match"`.
         licence: of the data.
-        source: where the examples came from: `"hub"`, a folder, or `"builtin"`.
+        source: where the examples came from: `"hub"`, `"tfds"`, `"builtin"`, or a path.
         revision: which version of the source, where it has versions.
+        note: what a report should say about the data beyond that, such as how they were split.
         is_benchmark: whether a score may be called by the benchmark's name; False for generated examples.
 
     Example:
@@ -40,6 +41,7 @@ class Task(abc.ABC):
     source: str
     revision: str | None
     is_benchmark: bool
+    note: str = ""
 
     @abc.abstractmethod
     def examples(self, split: Split) -> list[Example]:
