@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 from keras import ops
 
+from keras_mtp.generation.cached_forward import CachedForward
 from keras_mtp.generation.generator import Generator
 from keras_mtp.layers.transformer_head import TransformerHead
-from keras_mtp.models.cached_forward import CachedForward
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
 from tests import tiny
 

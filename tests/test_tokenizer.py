@@ -1,4 +1,5 @@
 import gzip
+import inspect
 import json
 from pathlib import Path
 
@@ -217,3 +218,15 @@ def test_a_model_without_template_says_so(tmp_path):
     tokenizer = _tiny(tmp_path, **{"tokenizer.chat_template": None})
     with pytest.raises(UserError, match="has no chat template"):
         tokenizer.render_chat(CHAT, add_generation_prompt=True)
+
+
+def test_config_has_every_argument_and_gives_the_same_ids(tiny):
+    assert set(inspect.signature(Tokenizer).parameters) == set(tiny.get_config())
+    again = Tokenizer.from_config(json.loads(json.dumps(tiny.get_config())))
+    text = "how many apples<|im_end|>\n 12 é"
+    for special in (True, False):
+        assert again.encode(text, special=special) == tiny.encode(text, special=special)
+    assert again.render_chat(CHAT, add_generation_prompt=True) == tiny.render_chat(
+        CHAT, add_generation_prompt=True
+    )
+    assert again.decode(tiny.encode(text, special=True)) == tiny.decode(tiny.encode(text, special=True))

@@ -70,6 +70,15 @@ def encode_prompt(prompt: str, tokenizer: Tokenizer, history: Sequence[Message] 
     return _joined(pieces, tokenizer)[0]
 
 
+def encode_raw(text: str, tokenizer: Tokenizer) -> list[int]:
+    """Token ids of a text that is to be continued as it stands, without a template.
+
+    Whoever writes such a text writes the whole input: "<|im_end|>" and the like are read as the tokens they name, and
+    bos is put in front if the model expects it.
+    """
+    return _with_bos(tokenizer.encode(text, special=True), tokenizer)
+
+
 def encode_example(example: Example, tokenizer: Tokenizer) -> Encoded:
     """Token ids of a conversation, with every turn of the assistant marked.
 

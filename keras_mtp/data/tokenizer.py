@@ -10,6 +10,7 @@ import copy
 import functools
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
@@ -70,6 +71,24 @@ class Tokenizer:
     def _continuing(self) -> tuple[tokenizers.Tokenizer, tokenizers.Tokenizer]:
         continuing = without_prefix(self.backend)
         return continuing, _blind_to_special(continuing)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments as JSON has them, so that a saved model keeps its tokenizer."""
+        return {
+            "backend": self.backend.to_str(),
+            "eos_id": self.eos_id,
+            "eos_ids": list(self.eos_ids),
+            "bos_id": self.bos_id,
+            "pad_id": self.pad_id,
+            "unk_id": self.unk_id,
+            "add_bos": self.add_bos,
+            "chat_template": self.chat_template,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """The tokenizer that `get_config` described."""
+        return cls(**{**config, "backend": tokenizers.Tokenizer.from_str(config["backend"])})
 
     @property
     def vocabulary_size(self) -> int:

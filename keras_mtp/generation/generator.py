@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from keras_mtp import backend
-from keras_mtp.models.cached_forward import CachedForward
+from keras_mtp.generation.cached_forward import CachedForward
 
 
 class Generator:

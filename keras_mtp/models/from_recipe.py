@@ -26,6 +26,7 @@ def model_from_recipe(recipe: Recipe) -> tuple[MTPCausalLM, Tokenizer]:
         prefix_length=recipe.prefix.length,
         prefix_start=_prefix_start(recipe, tokenizer),
         heads=[_head(recipe, k) for k in range(2, 2 + recipe.heads.count)],
+        tokenizer=tokenizer,
         seed=recipe.training.seed,
     )
     return model, tokenizer

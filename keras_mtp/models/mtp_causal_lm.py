@@ -15,14 +15,19 @@ keras-hub's layers are applied again in this graph, so the backbone needs no for
 Reference: Gloeckle et al. 2024, arXiv 2404.19737, section 2.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import cached_property
+from typing import Any, Self
 
 import keras
 from keras import ops
 
+from keras_mtp.data.tokenizer import Tokenizer
+from keras_mtp.generation.text import Prompt, TextGenerator
 from keras_mtp.layers.mtp_head import MTPHead
 from keras_mtp.layers.prefix_embedding import PrefixEmbedding, start_vectors
 from keras_mtp.layers.untrained import Untrained
+from keras_mtp.models.backbone import DEFAULT_MODEL, load_backbone
 from keras_mtp.models.training_view import TrainingView
 
 VIEWS = ("logits", "hidden_states")
@@ -44,6 +49,7 @@ class MTPCausalLM(keras.Model):
         outputs: "logits" (what users and `predict` want) or "hidden_states" (the states before the unembedding,
             which `LinearCrossEntropy` takes without ever making the logits).
         freeze_backbone: bool. True (the default) trains the prefix and the heads only.
+        tokenizer: what `load_backbone` returned with the backbone, if `generate` is to read and write text.
         seed: int. Seeds the prefix's first values, by NumPy, so that every backend starts alike.
 
     Call arguments:
@@ -74,6 +80,7 @@ class MTPCausalLM(keras.Model):
         heads: Sequence[MTPHead] = (),
         outputs: str = "logits",
         freeze_backbone: bool = True,
+        tokenizer: Tokenizer | None = None,
         seed: int = 0,
         **kwargs,
     ):
@@ -105,7 +112,69 @@ class MTPCausalLM(keras.Model):
         self.prefix_start = prefix_start if isinstance(prefix_start, str) else [int(i) for i in prefix_start]
         self.heads = list(heads)
         self.freeze_backbone = freeze_backbone
+        self.tokenizer = tokenizer
         self.seed = seed
+
+    @classmethod
+    def from_preset(cls, name: str = DEFAULT_MODEL, *, dtype: Any = "float32", **kwargs) -> Self:
+        """A pretrained Llama with its tokenizer, and a new prefix and new heads around it.
+
+        Args:
+            name: any name that `load_backbone` takes.
+            dtype: as for `load_backbone`.
+            **kwargs: further arguments of `MTPCausalLM`: `prefix_length`, `heads`, ...
+
+        Raises:
+            UserError: no such model, or a file that cannot be used.
+
+        Example:
+
+        ```python
+        model = keras_mtp.MTPCausalLM.from_preset(
+            "smollm2-135m", prefix_length=16, heads=[keras_mtp.TransformerHead()]
+        )
+        ```
+        """
+        backbone, tokenizer = load_backbone(name, dtype=dtype)
+        return cls(backbone, tokenizer=tokenizer, **kwargs)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        max_new_tokens: int = 256,
+        stop_ids: Collection[int] | None = None,
+        raw: bool = False,
+    ):
+        """Answers prompts greedily, by `head_1`.
+
+        Args:
+            prompts: a text, a list of token ids, or a list of either. They are answered as one batch.
+            max_new_tokens: int. Longest answer, in tokens.
+            stop_ids: token ids that end an answer; the tokenizer's own if None.
+            raw: bool. A text is put into the model's chat template as a user's turn, as in training. True leaves it as
+                it stands. Token ids always are.
+
+        Returns:
+            What comes after the prompt, without the stop token: `str` for a text, a list of ids for ids; a list of
+            these for a list.
+
+        Raises:
+            UserError: an empty prompt, ids that the vocabulary does not have, a text without a tokenizer to read it.
+
+        Example:
+
+        ```python
+        answer = model.generate("Tom has 3 apples and buys 4 more. How many has he now?", max_new_tokens=8)
+        answers = model.generate(["What is 2 + 3?", "What is 4 + 4?"], max_new_tokens=8)
+        new_ids = model.generate([5, 6, 7], max_new_tokens=8)
+        ```
+        """
+        return self._text_generator(prompts, max_new_tokens=max_new_tokens, stop_ids=stop_ids, raw=raw)
+
+    @cached_property
+    def _text_generator(self) -> TextGenerator:
+        return TextGenerator(self)
 
     @property
     def head_names(self) -> tuple[str, ...]:
@@ -137,6 +206,7 @@ class MTPCausalLM(keras.Model):
             "heads": [keras.saving.serialize_keras_object(head) for head in self.heads],
             "outputs": self.view,
             "freeze_backbone": self.freeze_backbone,
+            "tokenizer": None if self.tokenizer is None else self.tokenizer.get_config(),
             "seed": self.seed,
         }
 
@@ -147,6 +217,8 @@ class MTPCausalLM(keras.Model):
         config["heads"] = [
             keras.saving.deserialize_keras_object(head, custom_objects) for head in config["heads"]
         ]
+        if config.get("tokenizer") is not None:
+            config["tokenizer"] = Tokenizer.from_config(config["tokenizer"])
         return cls(**config)
 
 
