@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from keras_mtp.losses import LinearCrossEntropy as LinearCrossEntropy
     from keras_mtp.models.backbone import load_backbone as load_backbone
     from keras_mtp.models.mtp_causal_lm import MTPCausalLM as MTPCausalLM
+    from keras_mtp.runs import load as load
 
 _MODULES = {
     "Example": "data.example",
@@ -34,6 +35,7 @@ _MODULES = {
     "TransformerHead": "layers.transformer_head",
     "UserError": "errors",
     "head_targets": "data.targets",
+    "load": "runs",
     "load_backbone": "models.backbone",
     "training_arrays": "data.targets",
 }

@@ -1,8 +1,11 @@
-"""Keras callbacks that connect `fit` to the run's record: exact losses per step, held-out scores per epoch."""
+"""Keras callbacks that connect `fit` to the run's record: exact losses per step, held-out scores per epoch, the best."""
 
+import math
 import time
+from collections.abc import Sequence
 
 import keras
+import numpy as np
 
 from keras_mtp.data.batches import Batches
 from keras_mtp.evaluation import HeldOutEvaluation
@@ -58,6 +61,52 @@ class HeldOut(keras.callbacks.Callback):
         self.log.evaluation(scores)
         if logs is not None:
             logs.update({f"val_{name}_loss": score.loss for name, score in scores.items()})
+
+
+class BestHeldOut(keras.callbacks.Callback):
+    """Remembers the weights with which head_1's held-out loss was lowest, and stops once it no longer falls.
+
+    `keras.callbacks.EarlyStopping` would copy the frozen backbone at every new best, knows nothing of the evaluation
+    before training (with `baseline` it never stops a run that only climbs back to where it was), and does not put the
+    optimizer's state back with the weights.
+
+    Args:
+        log: where `HeldOut`, which comes before this callback, writes the scores.
+        variables: what is to be remembered: the trained weights and their optimizer's state; none to remember nothing.
+        patience: evaluations in a row without a new lowest loss after which training stops; 0 for never.
+
+    Attributes:
+        step: the optimizer step of the lowest loss.
+    """
+
+    def __init__(self, log: MetricsLog, variables: Sequence[keras.Variable], patience: int):
+        super().__init__()
+        self.log, self.variables, self.patience = log, variables, patience
+        self.step, self.loss, self.waited = 0, math.inf, 0
+        self._values: list[np.ndarray] | None = None
+
+    def look(self) -> None:
+        """Takes note of the evaluation just made; call it once before training."""
+        row = self.log.latest
+        assert row is not None, "an evaluation belongs to a step"
+        loss = row["held_out_head_1_loss"]
+        if self._values is not None and not loss < self.loss:  # also if it is no number
+            self.waited += 1
+            return
+        self.step, self.loss, self.waited = row["step"], loss if math.isfinite(loss) else math.inf, 0
+        # A copy: the backends train on in the memory that `convert_to_numpy` shows.
+        self._values = [np.array(keras.ops.convert_to_numpy(v.value)) for v in self.variables]
+
+    def on_epoch_end(self, epoch, logs=None):
+        model = self.model  # on JAX this syncs the variables, which are stale during an epoch
+        self.look()
+        if self.patience and self.waited >= self.patience:
+            model.stop_training = True
+
+    def restore(self) -> None:
+        """Puts the remembered weights back, once `fit` has returned."""
+        for variable, value in zip(self.variables, self._values or (), strict=True):
+            variable.assign(value)
 
 
 def _losses_by_head(logs: dict, heads: tuple[str, ...]) -> dict[str, float]:

@@ -13,10 +13,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_origin
 
 import numpy as np
 from safetensors import SafetensorError
@@ -41,8 +41,11 @@ class Manifest:
     Args:
         format: version of this layout.
         base: name of the base model. base_sha256: hash of its file.
-        steps: joint optimizer steps done.
+        steps: joint optimizer steps that the weights have seen.
         files: SHA-256 by file name.
+
+    Raises:
+        TypeError: a value of another type than it is declared with.
     """
 
     format: int
@@ -50,6 +53,12 @@ class Manifest:
     base_sha256: str
     steps: int
     files: dict[str, str]
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):
+            value = getattr(self, spec.name)
+            if type(value) is not (get_origin(spec.type) or spec.type):
+                raise TypeError(f"`{spec.name}` is a {type(value).__name__}")
 
 
 def save(
@@ -65,23 +74,30 @@ def save(
     Args:
         model: its prefix and heads are kept, and what is trainable of its backbone.
         optimizer_variables: state of the joint stage's optimizer.
-        base: the model that was fine-tuned. steps: joint optimizer steps done.
+        base: the model that was fine-tuned. steps: joint optimizer steps that the weights have seen.
+
+    Raises:
+        UserError: the files cannot be written. Nothing of them is left then.
     """
     temporary = folder.with_name(folder.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_file(_arrays(trained_variables(model)), temporary / TRAINED)
-    save_file(_arrays({f"{i:04d}": v for i, v in enumerate(optimizer_variables)}), temporary / OPTIMIZER)
-    manifest = Manifest(
-        format=FORMAT,
-        base=base.name,
-        base_sha256=base.sha256,
-        steps=steps,
-        files={name: _sha256(temporary / name) for name in (TRAINED, OPTIMIZER)},
-    )
-    (temporary / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
-    for path in (*temporary.iterdir(), temporary):
-        _sync(path)
+    try:
+        _write(temporary / TRAINED, trained_variables(model))
+        _write(temporary / OPTIMIZER, {f"{i:04d}": v for i, v in enumerate(optimizer_variables)})
+        manifest = Manifest(
+            format=FORMAT,
+            base=base.name,
+            base_sha256=base.sha256,
+            steps=steps,
+            files={name: _sha256(temporary / name) for name in (TRAINED, OPTIMIZER)},
+        )
+        (temporary / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
+        for path in (*temporary.iterdir(), temporary):
+            _sync(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
     _sync(folder.parent)
@@ -98,7 +114,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(f"No finished checkpoint in {folder}. Give the folder of a run that has ended.")
     try:
         manifest = Manifest(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged or not written by keras_mtp: {error}") from error
     if manifest.format != FORMAT:
         raise UserError(
@@ -111,23 +127,32 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def restore(folder: Path, model: "MTPCausalLM", *, base: BaseInfo) -> Manifest:
+def require_base(manifest: Manifest, base: BaseInfo, run: Path) -> None:
+    """Raises a `UserError` if the checkpoint of `run` is not one of `base`."""
+    if manifest.base_sha256 != base.sha256:
+        raise UserError(
+            f"The run in {run} belongs to another base model: {manifest.base} with SHA-256 "
+            f"{manifest.base_sha256[:12]}..., not {base.name} with {base.sha256[:12]}... Load the model it was trained on."
+        )
+
+
+def restore(folder: Path, model: "MTPCausalLM", *, base: BaseInfo, fresh: Collection[str] = ()) -> Manifest:
     """Puts a checkpoint's weights into a model built from the same recipe.
+
+    Args:
+        model: gets the weights. base: what it was built around.
+        fresh: names of heads that the checkpoint does not have and that stay as they are.
 
     Raises:
         UserError: as `read_manifest`; another base model; tensors missing, surplus or of another shape.
     """
     manifest = read_manifest(folder)
-    if manifest.base_sha256 != base.sha256:
-        raise UserError(
-            f"The run in {folder.parent} belongs to another base model: {manifest.base} with SHA-256 "
-            f"{manifest.base_sha256[:12]}..., not {base.sha256[:12]}... Load the model it was trained on."
-        )
+    require_base(manifest, base, folder.parent)
     try:
         arrays = load_file(folder / TRAINED)
     except SafetensorError as error:
         raise UserError(f"{folder / TRAINED} cannot be read: {error}") from error
-    variables = trained_variables(model)
+    variables = {n: v for n, v in trained_variables(model).items() if n.partition("/")[0] not in fresh}
     wrong = sorted(arrays.keys() ^ variables.keys())
     wrong += [
         n for n in sorted(arrays.keys() & variables.keys()) if arrays[n].shape != tuple(variables[n].shape)
@@ -154,6 +179,15 @@ def trained_variables(model: "MTPCausalLM") -> dict[str, "keras.Variable"]:
         for variable in layer.variables
     }
     return named | {f"backbone/{v.path}": v for v in model.backbone.trainable_variables}
+
+
+def _write(path: Path, variables: dict[str, "keras.Variable"]) -> None:
+    try:
+        save_file(_arrays(variables), path)
+    except SafetensorError as error:  # its name for whatever the disk says
+        raise UserError(
+            f"The checkpoint must be written to {path.parent.parent}. Received: {error}. Make room there, and run again."
+        ) from error
 
 
 def _arrays(variables: dict[str, "keras.Variable"]) -> dict[str, np.ndarray]:

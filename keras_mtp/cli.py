@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from keras_mtp import __version__, backend
+from keras_mtp import __version__, backend, run_folder
 from keras_mtp.errors import UserError
 from keras_mtp.recipe import (
     Recipe,
@@ -35,9 +35,14 @@ class _Mistake(click.ClickException):
 class _Commands(click.Group):
     """Shows a user's mistake as one line, with exit code 2, and ends an interrupted command with 130."""
 
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> click.Context:
+        with _usage_in_one_line():
+            return super().make_context(info_name, args, *rest, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _usage_in_one_line():
+                return super().invoke(ctx)
         except UserError as error:
             raise _Mistake(" ".join(str(error).split())) from error
         except OSError as error:  # a folder that may not be read or written, a full disk
@@ -47,10 +52,20 @@ class _Commands(click.Group):
             sys.exit(130)
 
 
-def _is_run(ctx: click.Context, parameter: click.Parameter, folder: Path) -> Path:
-    if not (folder / "recipe.toml").is_file():
-        raise UserError(f"`RUN` must be the folder of a run, such as runs/gsm8k-jax-... Received: {folder}")
-    return folder
+@contextlib.contextmanager
+def _usage_in_one_line() -> Iterator[None]:
+    """click puts two lines about `--help` in front of what is wrong."""
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "keras-mtp"
+        raise _Mistake(f"{error.format_message()} See `{command} --help`.") from error
+
+
+def _is_run(ctx: click.Context, parameter: click.Parameter, folder: Path | None) -> Path | None:
+    return folder if folder is None else run_folder.require_run(folder)
 
 
 _backend = click.option(
@@ -67,6 +82,9 @@ _data = click.option(
 )
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else.")
 _run_argument = click.argument("run", type=click.Path(path_type=Path), callback=_is_run)
+_model = click.option(
+    "--model", metavar="NAME|FILE", help="The model to start from: smollm2-135m, or a Llama's GGUF file."
+)
 
 
 @click.group(
@@ -89,6 +107,7 @@ def cli() -> None:
 @click.argument("name", metavar="[NAME|PATH]", required=False)
 @_backend
 @_data
+@_model
 @click.option(
     "--task",
     metavar="gsm8k|jsonl",
@@ -96,9 +115,10 @@ def cli() -> None:
     "picks the recipe too.",
 )
 @click.option(
-    "--model",
-    metavar="NAME|PATH",
-    help="The Llama to start from: smollm2-135m, a GGUF file, a folder, hf://org/name, a preset.",
+    "--from",
+    "start",
+    metavar="RUN",
+    help="Start from the prefix and the heads of a finished run; with a higher heads.count, add heads to it.",
 )
 @click.option(
     "--run",
@@ -123,6 +143,7 @@ def recipe(
     data: str | None,
     task: str | None,
     model: str | None,
+    start: str | None,
     folder: Path | None,
     assignments: tuple[str, ...],
     quiet: bool,
@@ -135,13 +156,11 @@ def recipe(
     """
     if name is None and task is None:
         raise UserError("`recipe` needs NAME, PATH or --task. `keras-mtp recipes` lists the names.")
-    options = {"task": task, "data.source": data, "model.name": model}
-    chosen = updated(
-        load_recipe(name or task or ""), {key: value for key, value in options.items() if value is not None}
-    )
+    options = {"task": task, "data.source": data, "model.name": model, "start.run": start}
+    chosen = _with_options(load_recipe(name or task or ""), options | ({"start.checkpoint": ""} if start else {}))
     chosen = apply_overrides(chosen, assignments)
     folder = _new_folder(folder, chosen, backend.select(backend_name))
-    with _only_result_on_stdout(), _removed_if_empty(folder):
+    with _only_result_on_stdout():
         with backend.quiet_imports():
             from keras_mtp import pipeline
 
@@ -170,24 +189,48 @@ def recipes(fields: bool, as_json: bool) -> None:
 
 
 @cli.command()
-@_run_argument
+@click.argument("run", required=False, type=click.Path(path_type=Path), callback=_is_run)
+@_model
+@click.option(
+    "--recipe",
+    "recipe_name",
+    metavar="NAME|PATH",
+    help="With --model: the recipe whose data and settings to judge by. Default: gsm8k.",
+)
 @_backend
 @_data
 @click.option(
     "--limit", type=click.IntRange(min=1), help="Judge on at most this many examples. Default: the recipe's."
 )
 @_as_json
-def evaluate(run: Path, backend_name: str | None, data: str | None, limit: int | None, as_json: bool) -> None:
-    """Judge a finished run again, on any backend.
+def evaluate(
+    run: Path | None,
+    model: str | None,
+    recipe_name: str | None,
+    backend_name: str | None,
+    data: str | None,
+    limit: int | None,
+    as_json: bool,
+) -> None:
+    """Judge a finished run again, or with --model a base model as it came.
 
-    RUN is the run's folder. Without options the numbers are those of its report.
+    RUN is the run's folder. Without options the numbers are those of its report, on any backend.
     """
+    if (run is None) == (model is None):
+        raise UserError("`evaluate` must be given either the folder of a RUN or a --model. Give one of them.")
+    if run is not None and recipe_name is not None:
+        raise UserError("`--recipe` goes with --model: a RUN has its own. Leave it out.")
+    chosen = load_recipe(recipe_name or "gsm8k")
     backend.select(backend_name)
     with _only_result_on_stdout():
         with backend.quiet_imports():
-            from keras_mtp import pipeline
+            from keras_mtp import runs
 
-        result = pipeline.evaluate(run, data=data, limit=limit)
+        if run is not None:
+            result = runs.evaluate(run, data=data, limit=limit)
+        else:
+            options = {"model.name": model, "data.source": data, "evaluation.limit": limit}
+            result = runs.evaluate_base(_with_options(chosen, options))
     if as_json:
         _print_json(result)
         return
@@ -206,34 +249,38 @@ def evaluate(run: Path, backend_name: str | None, data: str | None, limit: int |
     show_default=True,
     help="Longest answer, in tokens.",
 )
+@click.option("--raw", is_flag=True, help="Continue PROMPT as it stands, without the template.")
 @_as_json
-def generate(run: Path, prompt: str, backend_name: str | None, max_new_tokens: int, as_json: bool) -> None:
+def generate(
+    run: Path, prompt: str, backend_name: str | None, max_new_tokens: int, raw: bool, as_json: bool
+) -> None:
     """Let the model of a finished run answer a prompt.
 
-    RUN is the run's folder; PROMPT is what a user would ask, without any chat template.
+    RUN is the run's folder; PROMPT is what a user would ask: the template that the run was trained with is put around
+    it. With --raw PROMPT is the whole input, and markers such as <|im_end|> in it are the tokens they name.
     """
+    if not prompt.strip():
+        raise UserError(f"`PROMPT` must not be empty. Received: {prompt!r}. Write what to answer.")
     backend.select(backend_name)
     with _only_result_on_stdout():
         with backend.quiet_imports():
-            from keras_mtp import pipeline
+            from keras_mtp import runs
 
-        completion = pipeline.generate(run, prompt, max_new_tokens=max_new_tokens)
+        completion = runs.generate(run, prompt, max_new_tokens=max_new_tokens, raw=raw)
     if as_json:
         _print_json({"prompt": prompt, "completion": completion})
     else:
         click.echo(completion)
 
 
+def _with_options(recipe: Recipe, options: dict[str, Any]) -> Recipe:
+    """The recipe with the options that were given, by the fields they set."""
+    return updated(recipe, {key: value for key, value in options.items() if value is not None})
+
+
 def _new_folder(folder: Path | None, recipe: Recipe, backend_name: str) -> Path:
     folder = folder or Path("runs") / f"{recipe.name}-{backend_name}-{datetime.now():%Y%m%d-%H%M%S}"
-    if (folder / "report.json").exists():
-        raise UserError(
-            f"`--run` must be a new folder. Received: {folder}, which holds a finished run's report."
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"`--run` must be a folder that can be made: {error}.") from error
+    run_folder.require_new(folder)  # before anything slow is imported
     return folder
 
 
@@ -268,16 +315,6 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
-
-
-@contextlib.contextmanager
-def _removed_if_empty(folder: Path) -> Iterator[None]:
-    """A run that could not begin leaves nothing behind."""
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
 
 
 @contextlib.contextmanager

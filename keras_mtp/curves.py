@@ -27,12 +27,13 @@ class Series:
     values: list[float]
 
 
-def draw(rows: Sequence[Row], *, title: str, subtitle: str) -> "Figure":
+def draw(rows: Sequence[Row], *, title: str, subtitle: str, kept_step: int | None = None) -> "Figure":
     """Makes the picture; its `savefig` writes it.
 
     Args:
         rows: rows of `metrics.csv`, as written or as read back (strings, "" where there is no value).
         title, subtitle: the two lines above the panels.
+        kept_step: the joint step whose weights are the result; None for the last.
     """
     from matplotlib.figure import Figure  # no pyplot: that would keep global state and look for a display
 
@@ -43,7 +44,7 @@ def draw(rows: Sequence[Row], *, title: str, subtitle: str) -> "Figure":
     axes = figure.subplots(1, len(panels), width_ratios=widths, squeeze=False)[0]
     colours = dict(zip(heads, itertools.cycle(COLOURS), strict=False))
     for axis, (stage, names) in zip(axes, panels, strict=True):
-        _panel(axis, rows, stage, names, colours=colours)
+        _panel(axis, rows, stage, names, kept_step, colours=colours)
     axes[0].set_ylabel("loss (nats per answer token)")
     figure.suptitle(f"{title}\n{subtitle}", fontsize=11, parse_math=False)  # a name may hold a $
     return figure
@@ -57,9 +58,17 @@ def _panels(rows: Sequence[Row], heads: list[str]) -> Iterator[tuple[str, list[s
         yield "joint", heads[1:]
 
 
-def _panel(axis: Any, rows: Sequence[Row], stage: str, names: list[str], *, colours: dict[str, str]) -> None:
+def _panel(
+    axis: Any,
+    rows: Sequence[Row],
+    stage: str,
+    names: list[str],
+    kept_step: int | None,
+    *,
+    colours: dict[str, str],
+) -> None:
     for name in names:
-        _draw_head(axis, rows, stage, name, colours[name])
+        _draw_head(axis, rows, stage, name, kept_step, colours[name])
     if stage == "warmup":
         axis.set(title="heads warm up (training batches)", xlabel="warm-up step", facecolor="#f4f4f4")
     else:
@@ -73,7 +82,9 @@ def _panel(axis: Any, rows: Sequence[Row], stage: str, names: list[str], *, colo
     axis.legend(frameon=False, fontsize=8, loc="upper right")
 
 
-def _draw_head(axis: Any, rows: Sequence[Row], stage: str, name: str, colour: str) -> None:
+def _draw_head(
+    axis: Any, rows: Sequence[Row], stage: str, name: str, kept_step: int | None, colour: str
+) -> None:
     training = _series(rows, stage, f"{name}_loss")
     if stage == "warmup":
         axis.plot(training.steps, training.values, color=colour, linewidth=1.4, label=name)
@@ -82,7 +93,8 @@ def _draw_head(axis: Any, rows: Sequence[Row], stage: str, name: str, colour: st
     held_out = _series(rows, stage, f"held_out_{name}_loss")
     axis.plot(held_out.steps, held_out.values, "o-", color=colour, markersize=4, label=f"{name}, held-out")
     words = ("before ", "after ") if name == "head_1" else ("", "")
-    for index, word, side in ((0, words[0], "left"), (-1, words[1], "right")):
+    kept = -1 if kept_step is None else held_out.steps.index(kept_step)
+    for index, word, side in ((0, words[0], "left"), (kept, words[1], "right")):
         _name_point(axis, held_out.steps[index], held_out.values[index], word, side, colour)
 
 

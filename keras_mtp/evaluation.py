@@ -22,6 +22,7 @@ from keras_mtp.data.tokenizer import Tokenizer
 from keras_mtp.generation.generator import Generator
 from keras_mtp.losses import score_rows
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
+from keras_mtp.recipe import EvaluationRecipe
 from keras_mtp.tasks.task import Task
 
 BUCKETS = 3
@@ -149,6 +150,25 @@ class TaskEvaluation:
             completions += [self.tokenizer.decode(ids) for ids in tokens]
         scores = [self.task.score(e, c) for e, c in zip(self.examples, completions, strict=True)]
         return TaskScore(metric=self.task.metric, scores=tuple(scores), completions=tuple(completions))
+
+
+def judges(
+    model: MTPCausalLM,
+    tokenizer: Tokenizer,
+    task: Task,
+    held_out: Sequence[Encoded],
+    recipe: EvaluationRecipe,
+) -> tuple[HeldOutEvaluation, TaskEvaluation]:
+    """What a recipe judges a model by: the held-out slice of the training split, and items of the test split."""
+    on_task = TaskEvaluation(
+        model,
+        task,
+        tokenizer,
+        task.examples("test")[: recipe.limit],
+        batch_size=recipe.batch_size,
+        max_new_tokens=recipe.max_new_tokens,
+    )
+    return HeldOutEvaluation(model, held_out, recipe.batch_size), on_task
 
 
 def write_answers(path: Path, examples: Sequence[Example], before: TaskScore, after: TaskScore) -> None:

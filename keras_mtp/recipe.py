@@ -79,6 +79,22 @@ class ModelRecipe(_Table):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class StartRecipe(_Table):
+    """The finished run whose prefix and heads are the start, instead of fresh ones."""
+
+    _path: ClassVar[str] = "start."
+    run: str = field(
+        "",
+        "The folder of a finished run of the same base model, as --from sets it; empty starts afresh. prefix.length and "
+        "heads.kind must be the run's; heads beyond the run's start fresh, and only they are warmed up.",
+    )
+    checkpoint: str = field(
+        "",
+        "SHA-256 of that run's trained weights. A run writes it into its recipe, which then starts from no others.",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DataRecipe(_Table):
     """Where examples come from and how they are batched."""
 
@@ -171,6 +187,17 @@ class TrainingRecipe(_Table):
         1.0, "Largest gradient norm, of prefix and heads each; 0 clips nothing.", minimum=0
     )
     epsilon: float = field(1e-7, "AdamW's epsilon, as Keras defines it.", above=0)
+    keep: str = field(
+        "last",
+        "Which weights are the result: last, or best: those with the lowest loss of head_1 on the held-out examples, among "
+        "all evaluations, the one before training included.",
+        choices=("last", "best"),
+    )
+    patience: int = field(
+        0,
+        "Stop after so many evaluations in a row without a new lowest held-out loss of head_1; 0 never stops early.",
+        minimum=0,
+    )
     seed: int = field(
         0, "Decides the order of the data and every random start.", minimum=0, maximum=2**32 - 1
     )
@@ -200,6 +227,7 @@ class Recipe(_Table):
     task: str = field("gsm8k", "What is trained for and judged by.")
     description: str = field("", "One line for the list of recipes.")
     model: ModelRecipe = ModelRecipe()
+    start: StartRecipe = StartRecipe()
     data: DataRecipe = DataRecipe()
     prefix: PrefixRecipe = PrefixRecipe()
     heads: HeadsRecipe = HeadsRecipe()

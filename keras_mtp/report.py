@@ -21,16 +21,18 @@ from rich.console import Console
 from rich.table import Table
 
 from keras_mtp import __version__, curves
+from keras_mtp.run_folder import RECIPE, REPORT, write_text
 
 if TYPE_CHECKING:
     from keras_mtp.evaluation import HeadScore, TaskScore
     from keras_mtp.memory import Clock
     from keras_mtp.models.backbone import BaseInfo
     from keras_mtp.recipe import Recipe
+    from keras_mtp.starting_point import StartingPoint
     from keras_mtp.tasks.task import Task
     from keras_mtp.training import Trained
 
-JSON, MARKDOWN, CURVES = "report.json", "report.md", "curves.png"
+MARKDOWN, CURVES = "report.md", "curves.png"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,10 @@ class Report:
 
     Args:
         recipe: the recipe's name. backend: what Keras ran on. seed: the recipe's. steps: joint optimizer steps done.
+        kept_step: the step whose weights are the result, where the held-out examples chose it; else None: the last one's.
+        stopped_early: whether training ended before the recipe's number of steps.
+        started_from: the run whose prefix and heads were the start, "" for none. started_from_checkpoint: the SHA-256
+            of its trained weights.
         model: the base model's name. model_revision: the hub's commit. model_sha256: of its files. model_licence: its
             licence. model_notice: what the licence wants to be shown.
         data: the task's title, as "GSM8K" or "generated word problems (not GSM8K)". data_source: "hub", "tfds",
@@ -99,6 +105,10 @@ class Report:
     is_benchmark: bool
     seed: int
     steps: int
+    kept_step: int | None = None
+    stopped_early: bool = False
+    started_from: str = ""
+    started_from_checkpoint: str = ""
     held_out: Mapping[str, HeadResult]
     held_out_n: int
     task: TaskResult
@@ -113,12 +123,12 @@ class Report:
     command: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The content of `report.json`."""
+        """The content of `report.json`; `kept_step` and `started_from` are in it only where there is one."""
         heads = {
             name: {"loss_before": head.loss_before, "loss_after": head.loss_after, "top1": head.top1}
             for name, head in self.held_out.items()
         }
-        content = {
+        content: dict[str, Any] = {
             "recipe": self.recipe,
             "backend": self.backend,
             "model": self.model,
@@ -135,6 +145,10 @@ class Report:
             "tokens_per_second": self.tokens_per_second,
             "peak_bytes": self.peak_bytes,
         }
+        if self.kept_step is not None:
+            content["kept_step"] = self.kept_step
+        if self.started_from:
+            content["started_from"] = {"run": self.started_from, "checkpoint": self.started_from_checkpoint}
         return _without_nan(content)
 
 
@@ -143,6 +157,7 @@ def from_run(
     recipe: "Recipe",
     backend: str,
     base: "BaseInfo",
+    start: "StartingPoint",
     task: "Task",
     before: "tuple[Mapping[str, HeadScore], TaskScore]",
     after: "tuple[Mapping[str, HeadScore], TaskScore]",
@@ -177,6 +192,10 @@ def from_run(
         is_benchmark=task.is_benchmark,
         seed=recipe.training.seed,
         steps=trained.steps,
+        kept_step=trained.kept_step if recipe.training.keep == "best" else None,
+        stopped_early=trained.steps < recipe.training.steps,
+        started_from=start.name,
+        started_from_checkpoint=start.checkpoint,
         held_out={name: _head_result(heads_before[name], score) for name, score in heads.items()},
         held_out_n=len(heads["head_1"].nats),
         task=TaskResult(
@@ -193,7 +212,7 @@ def from_run(
             "keras_mtp": __version__,
             **{name: sys.modules[name].__version__ for name in ("keras", "keras_hub", backend)},
         },
-        command=("keras-mtp", "recipe", str(folder / "recipe.toml"), "--backend", backend),
+        command=("keras-mtp", "recipe", str(folder / RECIPE), "--backend", backend),
     )
 
 
@@ -204,11 +223,9 @@ def _head_result(before: "HeadScore", after: "HeadScore") -> HeadResult:
 
 
 def write(report: Report, folder: Path) -> None:
-    """Writes `report.json` and `report.md` into a run's folder."""
-    (folder / MARKDOWN).write_text(markdown(report), encoding="utf-8")
-    (folder / JSON).write_text(
-        json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    """Writes `report.md` into a run's folder, and last of all `report.json`: with it the run is finished."""
+    write_text(folder / MARKDOWN, markdown(report))
+    write_text(folder / REPORT, json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n")
 
 
 def plot(rows: Sequence[curves.Row], report: Report, folder: Path) -> None:
@@ -216,7 +233,10 @@ def plot(rows: Sequence[curves.Row], report: Report, folder: Path) -> None:
     subtitle = (
         f"recipe {report.recipe}, {report.backend}, seed {report.seed}, {report.held_out_n} held-out examples"
     )
-    curves.draw(rows, title=f"{report.model} on {report.data}", subtitle=subtitle).savefig(folder / CURVES)
+    if report.kept_step is not None:
+        subtitle += f", weights of step {report.kept_step}"
+    title = f"{report.model} on {report.data}"
+    curves.draw(rows, title=title, subtitle=subtitle, kept_step=report.kept_step).savefig(folder / CURVES)
 
 
 def summary(report: Report) -> str:
@@ -227,7 +247,8 @@ def summary(report: Report) -> str:
     console = Console(file=StringIO(), width=100, color_system=None)
     console.print(table)
     text = "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]
-    notes = [_caution(report), _cost(report)]
+    kept = _kept(report)
+    notes = [_caution(report), kept and f"Kept: {kept}", _cost(report)]
     return "\n".join([text, "", *(textwrap.fill(note, 100) for note in notes if note)])
 
 
@@ -241,7 +262,9 @@ def markdown(report: Report) -> str:
     facts = {
         "Model": _model(report),
         "Data": f"{report.data}, from {report.data_source}{revision}. Licence: {report.data_licence}{note}",
-        "Training": f"{report.steps} joint optimizer steps, seed {report.seed}. {_skipped(report)}",
+        "Start": _start(report),
+        "Training": f"{report.steps} joint optimizer steps{_early(report)}, seed {report.seed}. {_skipped(report)}",
+        "Result": _kept(report),
         "Cost": _cost(report),
         "Software": f"{versions}; Keras on {report.backend}",
         "Date": report.date,
@@ -262,7 +285,7 @@ def markdown(report: Report) -> str:
             "`head_2` the one after it, and so on. The test items were looked at only before the first and after the last",
             "training step. In brackets stands the 95 % Wilson interval: it covers the choice of test items, not that of the seed.",
             "",
-            *(f"- **{name}:** {text}" for name, text in facts.items()),
+            *(f"- **{name}:** {text}" for name, text in facts.items() if text),
             "",
             "To repeat the run, with the recipe as it was run beside this report:",
             "",
@@ -319,6 +342,28 @@ def _model(report: Report) -> str:
     sha256 = f", SHA-256 {report.model_sha256}" if report.model_sha256 else ""
     notice = f". {report.model_notice}" if report.model_notice else ""
     return f"{report.model}{revision}{sha256}. Licence: {report.model_licence}{notice}"
+
+
+def _start(report: Report) -> str:
+    if not report.started_from:
+        return ""
+    return (
+        f"prefix and heads of the run {report.started_from}, trained weights {report.started_from_checkpoint[:12]}... "
+        "(SHA-256). *Before* is with them."
+    )
+
+
+def _early(report: Report) -> str:
+    return ", stopped early" if report.stopped_early else ""
+
+
+def _kept(report: Report) -> str:
+    if report.kept_step is None:
+        return ""
+    return (
+        f"the weights of step {report.kept_step}, with which head_1's held-out loss was lowest. It chose them, so it "
+        "flatters a little; the test items had no say."
+    )
 
 
 def _skipped(report: Report) -> str:

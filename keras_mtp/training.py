@@ -16,11 +16,13 @@ from dataclasses import dataclass
 import keras
 
 from keras_mtp import backend
-from keras_mtp.callbacks import HeldOut, StepLog
+from keras_mtp.callbacks import BestHeldOut, HeldOut, StepLog
+from keras_mtp.checkpoint import trained_variables
 from keras_mtp.data.batches import Batches, shared_tokens
 from keras_mtp.data.encoding import Encoded
 from keras_mtp.errors import UserError
 from keras_mtp.evaluation import HeldOutEvaluation
+from keras_mtp.layers.mtp_head import MTPHead
 from keras_mtp.losses import LinearCrossEntropy
 from keras_mtp.metrics import MetricsLog
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
@@ -33,12 +35,14 @@ class Trained:
 
     Args:
         optimizer: of the joint stage; its state belongs into the checkpoint.
-        steps: joint optimizer steps done; fewer than the recipe's where a callback stopped the training.
+        steps: joint optimizer steps done; fewer than the recipe's where training was stopped early.
+        kept_step: the step whose weights the model now has: the last, or that of the best evaluation.
         padding_share: share of padding in the positions that the joint stage computed.
     """
 
     optimizer: keras.optimizers.Optimizer
     steps: int
+    kept_step: int
     padding_share: float
 
 
@@ -70,32 +74,51 @@ def train(
     log: MetricsLog,
     evaluate: HeldOutEvaluation,
     callbacks: Sequence[keras.callbacks.Callback] = (),
+    trained_heads: int = 0,
 ) -> Trained:
     """Runs both stages of a recipe on a model.
 
     Args:
-        model: the model to train, in place.
+        model: the model to train, in place. It ends with the weights that `training.keep` says.
         examples: encoded training examples.
         recipe: what to do. log: gets a row per step. evaluate: called before training and at every evaluation.
         callbacks: further Keras callbacks (TensorBoard, your own), for both stages, each a `fit` of its own. Their `logs` are those of the last step, and at the
             end of an epoch, which is the stretch between two evaluations, also `val_head_k_loss`.
+        trained_heads: so many of the model's heads, the nearest, come from another run and need no warm-up.
     """
-    if model.heads and recipe.heads.warmup_steps:
-        stage = _warmup(model, recipe, shared_tokens(examples))
+    if model.heads[trained_heads:] and recipe.heads.warmup_steps:
+        stage = _warmup(model, recipe, shared_tokens(examples), trained_heads)
         batches = _batches(stage, examples, recipe)
         _fit(stage, batches, model, [StepLog(log, stage.name, batches), *callbacks])
     stage = _joint(model, recipe, shared_tokens(examples))
     batches = _batches(stage, examples, recipe)
     log.step(stage.name, 0)
     log.evaluation(evaluate())
-    _fit(stage, batches, model, [StepLog(log, stage.name, batches), HeldOut(evaluate, log), *callbacks])
+    best = _best(stage, model, recipe, log)
+    best.look()
+    _fit(stage, batches, model, [StepLog(log, stage.name, batches), HeldOut(evaluate, log), best, *callbacks])
     log.flush()
+    best.restore()
     steps = int(log.rows[-1]["step"])
-    return Trained(optimizer=stage.optimizer, steps=steps, padding_share=batches.padding_share(steps))
+    return Trained(
+        optimizer=stage.optimizer,
+        steps=steps,
+        kept_step=best.step if recipe.training.keep == "best" else steps,
+        padding_share=batches.padding_share(steps),
+    )
 
 
-def _warmup(model: MTPCausalLM, recipe: Recipe, shared: int) -> Stage:
-    _set_trainable(model, prefix=False, heads=True)
+def _best(stage: Stage, model: MTPCausalLM, recipe: Recipe, log: MetricsLog) -> BestHeldOut:
+    """Follows the evaluations; remembers weights only if the recipe wants the best."""
+    if recipe.training.keep == "last":
+        return BestHeldOut(log, (), recipe.training.patience)
+    stage.optimizer.build(stage.view.trainable_variables)  # its state before the first step counts too
+    state = [*trained_variables(model).values(), *stage.optimizer.variables]
+    return BestHeldOut(log, state, recipe.training.patience)
+
+
+def _warmup(model: MTPCausalLM, recipe: Recipe, shared: int, trained_heads: int) -> Stage:
+    _set_trainable(model, prefix=False, heads=model.heads[trained_heads:])
     return Stage(
         name="warmup",
         steps=recipe.heads.warmup_steps,
@@ -108,7 +131,7 @@ def _warmup(model: MTPCausalLM, recipe: Recipe, shared: int) -> Stage:
 
 def _joint(model: MTPCausalLM, recipe: Recipe, shared: int) -> Stage:
     heads = recipe.heads
-    _set_trainable(model, prefix=True, heads=not heads.freeze)
+    _set_trainable(model, prefix=True, heads=[] if heads.freeze else model.heads)
     further = {name: heads.weight * heads.decay**i for i, name in enumerate(model.head_names[1:])}
     return Stage(
         name="joint",
@@ -150,11 +173,11 @@ def _fit(stage: Stage, batches: Batches, model: MTPCausalLM, callbacks) -> None:
     )
 
 
-def _set_trainable(model: MTPCausalLM, *, prefix: bool, heads: bool) -> None:
+def _set_trainable(model: MTPCausalLM, *, prefix: bool, heads: Sequence[MTPHead]) -> None:
     if model.prefix_embedding is not None:
         model.prefix_embedding.trainable = prefix
     for head in model.heads:
-        head.trainable = heads
+        head.trainable = head in heads
 
 
 def _optimizer(model: MTPCausalLM, recipe: Recipe, steps: int) -> keras.optimizers.Optimizer:

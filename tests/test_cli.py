@@ -107,7 +107,7 @@ def test_finished_run_is_not_overwritten(tmp_path):
     (tmp_path / "report.json").write_text("{}")
     result = run("recipe", "gsm8k", "--run", str(tmp_path))
     assert result.exit_code == 2
-    assert "which holds a finished run's report" in result.stderr
+    assert "which holds `report.json` already" in result.stderr
     assert (tmp_path / "report.json").read_text() == "{}"
 
 
@@ -119,6 +119,12 @@ def test_a_file_error_is_one_line(monkeypatch):
     result = run("recipe", "gsm8k")
     assert result.exit_code == 2
     assert result.stderr == "Error: No space left on device: runs/a/metrics.csv\n"
+
+
+def test_a_usage_mistake_is_one_line_too():
+    assert run("recipe").stderr == "Error: Missing argument 'NAME|PATH'. See `keras-mtp recipe --help`.\n"
+    assert run("--nonsense").stderr == "Error: No such option '--nonsense'. See `keras-mtp --help`.\n"
+    assert "Start here:" in run().output
 
 
 def test_run_folder_that_cannot_be_made_is_refused(tmp_path):

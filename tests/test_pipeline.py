@@ -11,37 +11,12 @@ from keras_mtp import checkpoint, pipeline
 from keras_mtp.errors import UserError
 from keras_mtp.models.backbone import base_info
 from keras_mtp.models.from_recipe import model_from_recipe
-from keras_mtp.recipe import Recipe, load_recipe, updated
+from keras_mtp.recipe import load_recipe, updated
 from keras_mtp.report import Report
 from tests import tiny
 from tests.tiny_gguf import write_tiny_gguf
-
-
-def _recipe(folder, **changes) -> Recipe:
-    settings = {
-        "data.source": str(folder),
-        "data.max_tokens": 900,
-        "data.buckets": 1,
-        "model.name": str(folder / "tiny.gguf"),
-        "prefix.length": 3,
-        "heads.count": 2,
-        "heads.warmup_steps": 2,
-        "training.steps": 3,
-        "training.batch_size": 2,
-        "evaluation.limit": 3,
-        "evaluation.every": 2,
-        "evaluation.batch_size": 2,
-        "evaluation.max_new_tokens": 4,
-    }
-    return updated(load_recipe("gsm8k"), settings | {k.replace("__", "."): v for k, v in changes.items()})
-
-
-def _data(folder) -> None:
-    """A folder in GSM8K's format, and the tiny model."""
-    for split, numbers in (("train", range(40)), ("test", range(40, 45))):
-        rows = [{"question": f"{n} + 1?", "answer": f"<<{n}+1={n + 1}>>\n#### {n + 1}"} for n in numbers]
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    write_tiny_gguf(folder / "tiny.gguf")
+from tests.tiny_run import recipe as _recipe
+from tests.tiny_run import write_inputs as _data
 
 
 @pytest.fixture(scope="module")
@@ -106,24 +81,6 @@ def test_answers_are_kept(done):
     rows = [json.loads(line) for line in (done[1] / "answers.jsonl").read_text().splitlines()]
     assert len(rows) == 3 and rows[0]["prompt"] == "40 + 1?"
     assert {"before", "score_before", "after", "score"} <= set(rows[0])
-
-
-def test_evaluate_gives_the_reports_numbers(done):
-    _, run, result = done
-    again = pipeline.evaluate(run)
-    for name, head in result.held_out.items():
-        assert again["held_out"][name]["loss"] == pytest.approx(head.loss_after, abs=1e-5)
-    assert again["task"] == {"metric": "exact_match", "value": result.task.value, "n": 3}
-
-
-def test_evaluate_with_a_limit_and_other_data(done):
-    again = pipeline.evaluate(done[1], data="builtin", limit=1)
-    assert again["held_out"]["n"] == again["task"]["n"] == 1
-    assert again["data"] == "generated word problems (not GSM8K)"
-
-
-def test_generate_answers_a_prompt(done):
-    assert isinstance(pipeline.generate(done[1], "1 + 1?", max_new_tokens=3), str)
 
 
 def test_checkpoint_holds_what_was_trained_and_no_more(done):
@@ -246,12 +203,6 @@ def test_a_damaged_checkpoint_is_refused(done, tmp_path, name, change, message):
     _damage(tmp_path / "run", name, change)
     with pytest.raises(UserError, match=message):
         checkpoint.read_manifest(tmp_path / "run" / "checkpoint")
-
-
-def test_an_unfinished_run_is_refused(done, tmp_path):
-    (tmp_path / "recipe.toml").write_text((done[1] / "recipe.toml").read_text())
-    with pytest.raises(UserError, match="No finished checkpoint"):
-        pipeline.generate(tmp_path, "hello")
 
 
 def test_another_base_model_is_refused(done, tmp_path):

@@ -1,6 +1,7 @@
 """Prompts in, answers out, in the form they came: text is answered with text, token ids with token ids."""
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -26,19 +27,14 @@ class TextGenerator:
         self._generators: dict[tuple, Generator] = {}
 
     def __call__(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        *,
-        max_new_tokens: int,
-        stop_ids: Collection[int] | None,
-        raw: bool,
-    ):
+        self, prompts: Any, *, max_new_tokens: int, stop_ids: Collection[int] | None, raw: bool
+    ) -> Any:
         """See `MTPCausalLM.generate`."""
         if isinstance(prompts, np.ndarray):
             prompts = prompts.tolist()
-        if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], (int, np.integer))):
+        if _is_one(prompts):
             return self([prompts], max_new_tokens=max_new_tokens, stop_ids=stop_ids, raw=raw)[0]
-        if not len(prompts):
+        if not prompts:
             return []
         ids = [self._encoded(prompt, raw) for prompt in prompts]
         generator = self._generator(stop_ids, max_new_tokens)
@@ -74,3 +70,8 @@ class TextGenerator:
         if key not in self._generators:
             self._generators[key] = Generator(self.model, stop_ids=stop_ids, max_new_tokens=max_new_tokens)
         return self._generators[key]
+
+
+def _is_one(prompts: Any) -> bool:
+    """Whether this is one prompt and not a list of them."""
+    return isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], (int, np.integer)))

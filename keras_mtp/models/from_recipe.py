@@ -6,7 +6,7 @@ from keras_mtp.data.chat_template import MODELS_OWN, read_template
 from keras_mtp.data.tokenizer import Tokenizer
 from keras_mtp.layers.linear_head import LinearHead
 from keras_mtp.layers.transformer_head import TransformerHead
-from keras_mtp.models.backbone import load_backbone
+from keras_mtp.models.backbone import Pretrained, load_backbone
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
 from keras_mtp.recipe import Recipe
 
@@ -18,9 +18,7 @@ def model_from_recipe(recipe: Recipe) -> tuple[MTPCausalLM, Tokenizer]:
         `(model, tokenizer)`: the model untrained, its prefix and heads at their start; the tokenizer with the recipe's
         chat template.
     """
-    backbone, tokenizer = load_backbone(recipe.model.name, dtype=_dtype(recipe))
-    if recipe.data.template != MODELS_OWN:
-        tokenizer = tokenizer.with_template(read_template(recipe.data.template))
+    backbone, tokenizer = _base(recipe)
     model = MTPCausalLM(
         backbone,
         prefix_length=recipe.prefix.length,
@@ -30,6 +28,20 @@ def model_from_recipe(recipe: Recipe) -> tuple[MTPCausalLM, Tokenizer]:
         seed=recipe.training.seed,
     )
     return model, tokenizer
+
+
+def base_from_recipe(recipe: Recipe) -> tuple[MTPCausalLM, Tokenizer]:
+    """The recipe's base model as it came, with neither prefix nor heads."""
+    backbone, tokenizer = _base(recipe)
+    return MTPCausalLM(backbone, tokenizer=tokenizer), tokenizer
+
+
+def _base(recipe: Recipe) -> Pretrained:
+    """The base model, and its tokenizer with the recipe's chat template."""
+    backbone, tokenizer = load_backbone(recipe.model.name, dtype=_dtype(recipe))
+    if recipe.data.template != MODELS_OWN:
+        tokenizer = tokenizer.with_template(read_template(recipe.data.template))
+    return Pretrained(backbone, tokenizer)
 
 
 def _dtype(recipe: Recipe) -> str:

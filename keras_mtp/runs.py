@@ -1,0 +1,97 @@
+"""What a finished run is good for: load its model, judge it again, ask it. On any backend, whatever trained it."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from keras_mtp import checkpoint
+from keras_mtp.data.encoding import encode_all
+from keras_mtp.data.splits import split_held_out
+from keras_mtp.data.tokenizer import Tokenizer
+from keras_mtp.evaluation import judges
+from keras_mtp.models.backbone import base_info
+from keras_mtp.models.from_recipe import base_from_recipe, model_from_recipe
+from keras_mtp.models.mtp_causal_lm import MTPCausalLM
+from keras_mtp.recipe import Recipe, load_recipe, updated
+from keras_mtp.run_folder import CHECKPOINT, RECIPE, require_run
+from keras_mtp.tasks import load_task
+
+
+def load(run: str | os.PathLike) -> MTPCausalLM:
+    """The model that came out of a run, with its tokenizer.
+
+    Args:
+        run: the run's folder. The base model is loaded anew by the name in the run's recipe and must be the same file.
+
+    Returns:
+        The `MTPCausalLM` with the run's prefix and heads. `model.tokenizer` reads and writes its text.
+
+    Raises:
+        UserError: no run there, not finished, damaged, or of another base model.
+
+    Example:
+
+    ```python
+    model = keras_mtp.load(run)
+    print(model.generate("Tom has 3 apples and buys 4 more. How many has he now?", max_new_tokens=8))
+    ```
+    """
+    model, _ = _restored(load_recipe(require_run(Path(run)) / RECIPE), Path(run))
+    return model
+
+
+def evaluate(run: Path, *, data: str | None = None, limit: int | None = None) -> dict[str, Any]:
+    """Judges a finished run again.
+
+    Args:
+        run: the run's folder.
+        data: another data source than the run's; limit: another number of examples.
+
+    Returns:
+        `{"held_out": {"head_1": {"loss", "top1"}, ..., "n"}, "task": {"metric", "value", "n"}, "data", "backend"}`.
+    """
+    changes = {"data.source": data, "evaluation.limit": limit}
+    recipe = load_recipe(require_run(run) / RECIPE)
+    recipe = updated(recipe, {key: value for key, value in changes.items() if value is not None})
+    return _judged(*_restored(recipe, run), recipe)
+
+
+def evaluate_base(recipe: Recipe) -> dict[str, Any]:
+    """Judges a recipe's base model by the recipe's data, without a prefix and without heads.
+
+    Returns:
+        As `evaluate`, with `head_1` alone.
+    """
+    return _judged(*base_from_recipe(recipe), recipe)
+
+
+def generate(run: Path, prompt: str, *, max_new_tokens: int = 256, raw: bool = False) -> str:
+    """What a finished run's model answers to a prompt, greedily; see `MTPCausalLM.generate`."""
+    return load(run).generate(prompt, max_new_tokens=max_new_tokens, raw=raw)
+
+
+def _restored(recipe: Recipe, run: Path) -> tuple[MTPCausalLM, Tokenizer]:
+    base = base_info(recipe.model.name)
+    checkpoint.require_base(
+        checkpoint.read_manifest(run / CHECKPOINT), base, run
+    )  # before the base is loaded
+    model, tokenizer = model_from_recipe(recipe)
+    checkpoint.restore(run / CHECKPOINT, model, base=base)
+    return model, tokenizer
+
+
+def _judged(model: MTPCausalLM, tokenizer: Tokenizer, recipe: Recipe) -> dict[str, Any]:
+    task = load_task(recipe.task, recipe.data.source)
+    encoded = encode_all(task.examples("train"), tokenizer, recipe.data.max_tokens, recipe.data.too_long)
+    _, held_out = split_held_out(encoded.examples, recipe.evaluation.limit)
+    judge_held_out, judge_task = judges(model, tokenizer, task, held_out, recipe.evaluation)
+    heads, answers = judge_held_out(), judge_task()
+    scores: dict[str, Any] = {name: {"loss": head.loss, "top1": head.top1} for name, head in heads.items()}
+    return {
+        "held_out": {**scores, "n": len(held_out)},
+        "task": {"metric": answers.metric, "value": answers.value, "n": answers.n},
+        "data": task.title,
+        "backend": keras.config.backend(),
+    }

@@ -1,0 +1,90 @@
+"""`--from RUN`: a finished run's prefix and heads as the start of another run.
+
+    the run            the new recipe
+    prefix             prefix      the run's; its length must be the same
+    head_2             head_2      the run's; the kind must be the same
+                       head_3      fresh, warmed up alone
+
+The optimizer and its schedule begin anew. What a run started from is named in its recipe by the run's folder and the
+hash of the weights, so that repeating it cannot start from anything else.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from keras_mtp import checkpoint
+from keras_mtp.errors import UserError
+from keras_mtp.models.backbone import BaseInfo
+from keras_mtp.models.mtp_causal_lm import MTPCausalLM
+from keras_mtp.recipe import Recipe, load_recipe, updated
+from keras_mtp.run_folder import CHECKPOINT, RECIPE, require_run
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartingPoint:
+    """What a run's prefix and heads are before it begins; with no arguments, fresh ones.
+
+    Args:
+        folder: the run that they are taken from; None for none.
+        checkpoint: SHA-256 of that run's trained weights.
+        heads: how many heads beyond `head_1` that run has. Those of the new run that come after them are fresh.
+    """
+
+    folder: Path | None = None
+    checkpoint: str = ""
+    heads: int = 0
+
+    @property
+    def name(self) -> str:
+        """The folder's name, without where it lies on this machine."""
+        return "" if self.folder is None else self.folder.resolve().name
+
+    def recorded_in(self, recipe: Recipe) -> Recipe:
+        """The recipe, which now also says by its hash what it starts from."""
+        return updated(recipe, {"start.checkpoint": self.checkpoint})
+
+    def restore(self, model: MTPCausalLM, base: BaseInfo) -> None:
+        """Puts the weights into a model just made from the new recipe."""
+        if self.folder is not None:
+            fresh = model.head_names[1 + self.heads :]
+            checkpoint.restore(self.folder / CHECKPOINT, model, base=base, fresh=fresh)
+
+
+def starting_point(recipe: Recipe, base: BaseInfo) -> StartingPoint:
+    """Finds what a recipe starts from, and checks it before minutes are spent on loading the base.
+
+    Args:
+        recipe: the new run's. base: the model it is to train.
+
+    Raises:
+        UserError: no finished run there, one that the recipe does not fit, or not the one that the recipe names.
+    """
+    if not recipe.start.run:
+        return StartingPoint()
+    folder = require_run(Path(recipe.start.run), "--from")
+    manifest = checkpoint.read_manifest(folder / CHECKPOINT)
+    checkpoint.require_base(manifest, base, folder)
+    run = load_recipe(folder / RECIPE)
+    _require_fit(recipe, run, folder)
+    digest = manifest.files[checkpoint.TRAINED]
+    if recipe.start.checkpoint not in ("", digest):
+        raise UserError(
+            f"`start.checkpoint` must be the hash of the weights in {folder}. Received: "
+            f"{recipe.start.checkpoint[:12]}..., and there they are {digest[:12]}... Give the run it was with --from."
+        )
+    return StartingPoint(folder=folder, checkpoint=digest, heads=run.heads.count)
+
+
+def _require_fit(recipe: Recipe, run: Recipe, folder: Path) -> None:
+    """Raises a `UserError` that names the field in which the new recipe does not fit the run."""
+    for key, new, old, fits in (
+        ("prefix.length", recipe.prefix.length, run.prefix.length, recipe.prefix.length == run.prefix.length),
+        ("heads.count", recipe.heads.count, run.heads.count, recipe.heads.count >= run.heads.count),
+        ("heads.kind", recipe.heads.kind, run.heads.kind, recipe.heads.kind == run.heads.kind or not run.heads.count),
+    ):  # fmt: skip
+        if not fits:
+            least = "at least " if key == "heads.count" else ""
+            raise UserError(
+                f"`{key}` must be {least}{old}, as in the run to start from, {folder}. Received: {key}={new}. "
+                f"Set it with --set {key}={old}."
+            )

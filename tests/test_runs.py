@@ -1,0 +1,85 @@
+"""What a finished run is good for, on one tiny run."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import keras_mtp
+from keras_mtp import UserError, pipeline, runs
+from keras_mtp.data.encoding import encode_example
+from keras_mtp.data.splits import split_held_out
+from keras_mtp.tasks import load_task
+from tests import tiny_run
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> tuple:
+    """One run, shared by the tests that only look at it."""
+    folder = tmp_path_factory.mktemp("runs")
+    tiny_run.write_inputs(folder)
+    recipe = tiny_run.recipe(folder)
+    return recipe, folder / "run", pipeline.run(recipe, folder / "run", progress=False)
+
+
+def test_evaluate_gives_the_reports_numbers(done):
+    _, run, result = done
+    again = runs.evaluate(run)
+    for name, head in result.held_out.items():
+        assert again["held_out"][name]["loss"] == pytest.approx(head.loss_after, abs=1e-5)
+    assert again["task"] == {"metric": "exact_match", "value": result.task.value, "n": 3}
+
+
+def test_evaluate_with_a_limit_and_other_data(done):
+    again = runs.evaluate(done[1], data="builtin", limit=1)
+    assert again["held_out"]["n"] == again["task"]["n"] == 1
+    assert again["data"] == "generated word problems (not GSM8K)"
+
+
+def test_generate_answers_a_prompt(done):
+    assert isinstance(runs.generate(done[1], "1 + 1?", max_new_tokens=3), str)
+
+
+def test_an_unfinished_run_is_refused(done, tmp_path):
+    (tmp_path / "recipe.toml").write_text((done[1] / "recipe.toml").read_text())
+    with pytest.raises(UserError, match="No finished checkpoint"):
+        runs.generate(tmp_path, "hello")
+
+
+def test_load_gives_the_model_that_was_judged(done):
+    _, run, _ = done
+    model = keras_mtp.load(str(run))
+    assert model.head_names == ("head_1", "head_2", "head_3")
+    rows = [json.loads(line) for line in (run / "answers.jsonl").read_text().splitlines()]
+    said = model.generate([row["prompt"] for row in rows], max_new_tokens=4)
+    assert said == [row["after"] for row in rows]
+
+
+def test_generate_puts_the_template_around_the_prompt_unless_raw(done):
+    _, run, _ = done
+    model = keras_mtp.load(run)
+    assert runs.generate(run, "1 + 1?", max_new_tokens=3) == model.generate("1 + 1?", max_new_tokens=3)
+    raw = runs.generate(run, "1 + 1?", max_new_tokens=3, raw=True)
+    assert raw == model.tokenizer.decode(
+        model.generate(model.tokenizer.encode("1 + 1?"), max_new_tokens=3, stop_ids=model.tokenizer.eos_ids)
+    )
+
+
+def test_a_base_model_is_judged_as_it_came(done):
+    recipe, run, _ = done
+    scores = runs.evaluate_base(recipe)
+    assert scores.keys() == runs.evaluate(run).keys() and set(scores["held_out"]) == {"head_1", "n"}
+    model, tokenizer = keras_mtp.load_backbone(recipe.model.name)
+    task = load_task("gsm8k", recipe.data.source)
+    examples = [encode_example(example, tokenizer) for example in task.examples("train")]
+    _, held_out = split_held_out(examples, 3)
+    nats = tokens = 0.0
+    for item in held_out:
+        hidden = model({"token_ids": item.ids[None], "padding_mask": np.ones_like(item.ids)[None]})
+        logits = keras.ops.convert_to_numpy(model.token_embedding(hidden, reverse=True))[0].astype("float64")
+        logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
+        answer = np.flatnonzero(item.is_answer)
+        nats -= logits[answer - 1, item.ids[answer]].sum()
+        tokens += len(answer)
+    assert scores["held_out"]["head_1"]["loss"] == pytest.approx(nats / tokens, rel=1e-5)

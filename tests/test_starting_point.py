@@ -1,0 +1,113 @@
+"""`--from RUN`, on tiny runs."""
+
+import csv
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from keras_mtp import UserError, pipeline
+from keras_mtp.recipe import load_recipe, updated
+from tests import tiny_run
+from tests.tiny_gguf import write_tiny_gguf
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Holds the inputs, and a finished run with one head in `first`."""
+    folder = tmp_path_factory.mktemp("starting_point")
+    tiny_run.write_inputs(folder)
+    pipeline.run(tiny_run.recipe(folder, heads__count=1), folder / "first", progress=False)
+    return folder
+
+
+def _from_first(folder, **changes):
+    settings = {"start__run": str(folder / "first"), "heads__count": 1, "evaluation__limit": 2}
+    return tiny_run.recipe(folder, **(settings | changes))
+
+
+def _weights(run) -> dict:
+    return load_file(run / "checkpoint" / "trained.safetensors")
+
+
+def _rows(run) -> list[dict]:
+    with (run / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_that_learns_nothing_keeps_every_byte_and_warms_up_no_head(folder, tmp_path):
+    recipe = _from_first(folder, training__learning_rate=0.0, evaluation__limit=3)
+    result = pipeline.run(recipe, tmp_path / "second", progress=False)
+    first, second = _weights(folder / "first"), _weights(tmp_path / "second")
+    assert first.keys() == second.keys()
+    for name in first:
+        assert first[name].tobytes() == second[name].tobytes()
+    assert {row["stage"] for row in _rows(tmp_path / "second")} == {"joint"}
+    last = json.loads((folder / "first" / "report.json").read_text())["held_out"]["head_1"]["loss_after"]
+    assert result.held_out["head_1"].loss_before == pytest.approx(last, abs=1e-6)
+
+
+def test_added_heads_start_fresh_and_are_warmed_up_alone(folder, tmp_path):
+    recipe = _from_first(folder, heads__count=2, heads__start="last_block")
+    pipeline.run(recipe, tmp_path / "second", progress=False)
+    first, second = _weights(folder / "first"), _weights(tmp_path / "second")
+    added = second.keys() - first.keys()
+    assert added and {name.split("/")[0] for name in added} == {"head_3"}
+    for name in first:
+        kept = np.array_equal(first[name], second[name])
+        assert kept == name.startswith("head_2/"), name  # frozen; the prefix was trained on
+    warmup = [row for row in _rows(tmp_path / "second") if row["stage"] == "warmup"]
+    assert len(warmup) == 2 and all(row["head_3_loss"] for row in warmup)
+
+
+def test_recipe_and_report_name_what_a_run_started_from(folder, tmp_path):
+    result = pipeline.run(_from_first(folder), tmp_path / "second", progress=False)
+    digest = hashlib.sha256((folder / "first/checkpoint/trained.safetensors").read_bytes()).hexdigest()
+    assert load_recipe(tmp_path / "second/recipe.toml").start.checkpoint == digest
+    written = json.loads((tmp_path / "second/report.json").read_text())
+    assert (
+        written["started_from"] == {"run": "first", "checkpoint": digest} and result.started_from == "first"
+    )
+    text = (tmp_path / "second/report.md").read_text()
+    assert f"the run first, trained weights {digest[:12]}" in text and str(folder / "first") not in text
+
+
+def test_repeating_a_recipe_starts_from_the_same_weights_or_not_at_all(folder, tmp_path):
+    recipe = updated(_from_first(folder), {"start.checkpoint": "0" * 64})
+    with pytest.raises(UserError, match=r"`start\.checkpoint` must be the hash of the weights"):
+        pipeline.run(recipe, tmp_path / "second", progress=False)
+    assert not (tmp_path / "second").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prefix__length": 4}, r"`prefix\.length` must be 3, as in the run .*Received: prefix\.length=4"),
+        ({"prefix__length": 2}, r"`prefix\.length` must be 3"),
+        ({"heads__count": 0}, r"`heads\.count` must be at least 1"),
+        ({"heads__kind": "linear"}, r"`heads\.kind` must be transformer.*--set heads\.kind=transformer"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(folder, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        pipeline.run(_from_first(folder, **changes), tmp_path / "second", progress=False)
+    assert not (tmp_path / "second").exists()
+
+
+def test_another_base_is_refused(folder, tmp_path):
+    write_tiny_gguf(tmp_path / "tiny.gguf", seed=5)
+    recipe = _from_first(folder, model__name=str(tmp_path / "tiny.gguf"))
+    with pytest.raises(UserError, match="belongs to another base model: tiny with SHA-256"):
+        pipeline.run(recipe, tmp_path / "second", progress=False)
+
+
+def test_no_run_and_an_unfinished_one_are_refused(folder, tmp_path):
+    with pytest.raises(UserError, match="`--from` must be the folder of a run"):
+        pipeline.run(_from_first(folder, start__run=str(tmp_path)), tmp_path / "second", progress=False)
+    shutil.copytree(folder / "first", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut/checkpoint")
+    with pytest.raises(UserError, match="No finished checkpoint"):
+        pipeline.run(_from_first(folder, start__run=str(tmp_path / "cut")), tmp_path / "x", progress=False)
