@@ -159,8 +159,9 @@ def recipe(
     options = {"task": task, "data.source": data, "model.name": model, "start.run": start}
     chosen = _with_options(load_recipe(name or task or ""), options | ({"start.checkpoint": ""} if start else {}))
     chosen = apply_overrides(chosen, assignments)
-    folder = _new_folder(folder, chosen, backend.select(backend_name))
-    with _only_result_on_stdout():
+    backend_name = backend.select(backend_name)
+    folder = folder or _folder_name(chosen, backend_name)
+    with _only_result_on_stdout(), run_folder.claimed(folder):  # before anything slow is imported
         with backend.quiet_imports():
             from keras_mtp import pipeline
 
@@ -278,10 +279,8 @@ def _with_options(recipe: Recipe, options: dict[str, Any]) -> Recipe:
     return updated(recipe, {key: value for key, value in options.items() if value is not None})
 
 
-def _new_folder(folder: Path | None, recipe: Recipe, backend_name: str) -> Path:
-    folder = folder or Path("runs") / f"{recipe.name}-{backend_name}-{datetime.now():%Y%m%d-%H%M%S}"
-    run_folder.require_new(folder)  # before anything slow is imported
-    return folder
+def _folder_name(recipe: Recipe, backend_name: str) -> Path:
+    return Path("runs") / f"{recipe.name}-{backend_name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 def _recipe_rows() -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 from keras_mtp.errors import UserError
 
+_LARGEST_FILE = 1 << 20  # bytes; more is no recipe
 _TYPES: dict[Any, str] = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
 
 
@@ -27,7 +28,7 @@ def field(default: Any, doc: str, **limits: Any) -> Any:
 def _check(key: str, value: Any, spec: dataclasses.Field) -> None:
     """Type, choices and range of one value."""
     limits = spec.metadata
-    received = f"Received: {key}={value!r}."
+    received = f"Received: {key}={value!r:.80}."
     if type(value) is not spec.type:  # exactly: a bool is no int here
         wanted = _TYPES.get(spec.type, "a table")
         raise UserError(f"`{key}` must be {wanted}. {received}")
@@ -242,6 +243,10 @@ class Recipe(_Table):
                 "`training.accumulation` must divide `training.batch_size`. Received: "
                 f"accumulation={training.accumulation}, batch_size={training.batch_size}."
             )
+        if self.start.checkpoint and not self.start.run:
+            raise UserError(
+                "`start.checkpoint` must come with `start.run`, the run that it belongs to. Received: start.run=''."
+            )
         if self.model.dtype == "bfloat16" and training.dtype == "float32":
             raise UserError(
                 "`model.dtype=bfloat16` needs `training.dtype=mixed_bfloat16`: weights stored in bfloat16 are computed "
@@ -288,18 +293,30 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
             f"Available: {', '.join(known)}."
         )
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_FILE + 1)
+        text = content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as text: {error}.") from error
-    return from_toml(text, str(path))
+    if len(content) > _LARGEST_FILE:
+        raise UserError(f"A recipe must be at most 1 MiB of TOML. Received: {path}, which is larger.")
+    recipe = from_toml(text, str(path))
+    if not tomllib.loads(text):
+        raise UserError(
+            f"A recipe must set at least one field. Received: {path}, which is empty. "
+            "`keras-mtp recipes --fields` lists them."
+        )
+    return recipe
 
 
 def from_toml(text: str, origin: str) -> Recipe:
     """Makes a recipe from TOML; `origin` says in errors where the text came from."""
     try:
-        return _from_tables(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
+        tables = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # also numbers too long and brackets too deep
         raise UserError(f"{origin} is not valid TOML: {error}.") from error
+    try:
+        return _from_tables(tables)
     except UserError as error:
         raise UserError(f"{origin}: {error}") from error
 
@@ -326,7 +343,7 @@ def apply_overrides(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
     for assignment in assignments:
         key, equals, text = (part.strip() for part in assignment.partition("="))
         if not equals or not key:
-            raise UserError(f"`--set` must look like heads.count=2. Received: --set {assignment!r}.")
+            raise UserError(f"`--set` must look like heads.count=2. Received: --set {assignment!r:.80}.")
         values[key] = _value(_known(key), text)
     return updated(recipe, values)
 
@@ -334,7 +351,7 @@ def apply_overrides(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
 def _value(key: str, text: str) -> Any:
     try:
         value = tomllib.loads(f"value = {text}").get("value")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
     # `--set data.source=2024` means a folder of that name.
     return text if dict(documented_fields())[key].type is str and not isinstance(value, str) else value
@@ -369,7 +386,7 @@ def _known(key: str) -> str:
         raise UserError(f"`{key}` is a table: set one of its fields, such as `{tables[key]}`.")
     fields = {name.rpartition(".")[2]: name for name in keys}
     close = _closest(key, [*keys, *tables]) or _closest(key.rpartition(".")[2], fields)
-    raise UserError(f"Unknown key `{key}`.{close or ' `keras-mtp recipes --fields` lists all keys.'}")
+    raise UserError(f"Unknown key `{key:.80}`.{close or ' `keras-mtp recipes --fields` lists all keys.'}")
 
 
 def _closest(word: str, known: Sequence[str] | Mapping[str, str]) -> str:

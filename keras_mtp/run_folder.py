@@ -59,8 +59,8 @@ def require_run(folder: Path, name: str = "RUN") -> Path:
 def claimed(folder: Path) -> Iterator[None]:
     """Makes a run's folder and keeps other processes out of it until the block is left.
 
-    The lock is the operating system's, so one that a killed process held is free again. Folders that were made and in
-    which nothing was left are removed.
+    The lock is the operating system's, so one that a killed process held is free again. The process that holds it may
+    claim the folder once more inside the block. Folders that were made and in which nothing was left are removed.
 
     Raises:
         UserError: as `require_new`; or another process is at work in the folder.
@@ -82,7 +82,7 @@ def claimed(folder: Path) -> Iterator[None]:
 def _locked(folder: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout  # here, since `keras-mtp --help` does not need it
 
-    lock = FileLock(folder / LOCK)
+    lock = FileLock(folder / LOCK, is_singleton=True)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -92,7 +92,8 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        (folder / LOCK).unlink(missing_ok=True)  # still held: who comes now makes and locks a file of his own
+        if lock.lock_counter == 1:  # still held: whoever comes now makes and locks a file of his own
+            (folder / LOCK).unlink(missing_ok=True)
         lock.release()
 
 

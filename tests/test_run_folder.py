@@ -56,6 +56,15 @@ def test_what_is_left_afterwards(tmp_path):
     assert (tmp_path / "mine").is_dir()  # made by somebody else
 
 
+def test_the_holder_may_claim_again(tmp_path):
+    with run_folder.claimed(tmp_path / "run"):
+        with run_folder.claimed(tmp_path / "run"):
+            pass
+        assert (tmp_path / "run/.lock").exists()  # still out of bounds for others
+        (tmp_path / "run/kept").touch()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["kept"]
+
+
 @pytest.mark.parametrize("name", ["checkpoint", "report.json"])
 def test_a_used_folder_is_refused(tmp_path, name):
     (tmp_path / name).mkdir()
