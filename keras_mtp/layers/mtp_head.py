@@ -18,6 +18,28 @@ class MTPHead(keras.layers.Layer):
     the head's config is complete.
 
     A subclass sets `reads` and implements `adopt` and `call`.
+
+    Example: a head of one's own, twice as wide inside.
+
+    ```python
+    @keras.saving.register_keras_serializable("mine")
+    class WideHead(keras_mtp.MTPHead):
+        def build(self, input_shape):
+            self.up = keras.layers.Dense(2 * input_shape[-1], activation="silu")
+            self.down = keras.layers.Dense(input_shape[-1], kernel_initializer="zeros")
+            self.up.build(input_shape)
+            self.down.build((*input_shape[:-1], 2 * input_shape[-1]))
+            self.built = True
+
+        def adopt(self, backbone):
+            self.build((None, None, backbone.hidden_dim))
+
+        def call(self, hidden_states):
+            return hidden_states + self.down(self.up(hidden_states))
+
+
+    model = keras_mtp.MTPCausalLM(backbone, prefix_length=4, heads=[WideHead()])
+    ```
     """
 
     # The trunk state the head is fed: "last_block" (output of the last block, before the final norm) or
