@@ -157,7 +157,9 @@ def recipe(
     if name is None and task is None:
         raise UserError("`recipe` needs NAME, PATH or --task. `keras-mtp recipes` lists the names.")
     options = {"task": task, "data.source": data, "model.name": model, "start.run": start}
-    chosen = _with_options(load_recipe(name or task or ""), options | ({"start.checkpoint": ""} if start else {}))
+    chosen = _with_options(
+        load_recipe(name or task or ""), options | ({"start.checkpoint": ""} if start else {})
+    )
     chosen = apply_overrides(chosen, assignments)
     backend_name = backend.select(backend_name)
     folder = folder or _folder_name(chosen, backend_name)

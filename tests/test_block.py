@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_mtp.models.block import Rotation, apply_block, grouped_attention
+from keras_mtp.layers.block import Rotation, apply_block, grouped_attention
 from tests import tiny
 
 

@@ -9,7 +9,7 @@ B rows, R new tokens per row, S cache slots, H key-value heads, G query heads pe
 import keras
 from keras import ops
 
-from keras_mtp.models.block import Rotation, apply_block, grouped_attention
+from keras_mtp.layers.block import Rotation, apply_block, grouped_attention
 
 Cache = list  # one [keys, values] per block, each (B, S, H, E)
 

@@ -11,8 +11,8 @@ look at the shared keys and at its own.
 import keras
 from keras import ops
 
+from keras_mtp.layers.block import Rotation, apply_block, grouped_attention
 from keras_mtp.layers.untrained import Untrained
-from keras_mtp.models.block import Rotation, apply_block, grouped_attention
 
 
 class TrainingView(keras.Model):
