@@ -83,7 +83,9 @@ _data = click.option(
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else.")
 _run_argument = click.argument("run", type=click.Path(path_type=Path), callback=_is_run)
 _model = click.option(
-    "--model", metavar="NAME|FILE", help="The model to start from: smollm2-135m, or a Llama's GGUF file."
+    "--model",
+    metavar="NAME|PATH",
+    help="The Llama to start from: smollm2-135m, a GGUF file, a folder, hf://org/name, a preset.",
 )
 
 
@@ -191,7 +193,7 @@ def recipes(fields: bool, as_json: bool) -> None:
         click.echo(click.wrap_text(row["description"], 100, initial_indent="    ", subsequent_indent="    "))
 
 
-@cli.command()
+@cli.command(short_help="Judge a finished run again, or a base model.")
 @click.argument("run", required=False, type=click.Path(path_type=Path), callback=_is_run)
 @_model
 @click.option(

@@ -21,7 +21,6 @@ from keras_mtp.data.example import Example, Message
 from keras_mtp.data.tokenizer import Tokenizer
 from keras_mtp.errors import UserError
 
-CONTEXT = 16  # characters, enough for a tokenizer to see that a text goes on
 # For models without a chat template: what is told to the model stands on lines of its own, an answer before its end.
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
@@ -207,24 +206,12 @@ def _joined(pieces: Sequence[str], tokenizer: Tokenizer) -> tuple[list[int], lis
     """Token ids of all pieces, and which of them belong to every second piece."""
     ids = tokenizer.encode(pieces[0], special=True)
     is_answer = [False] * len(ids)
-    for number, (before, piece) in enumerate(itertools.pairwise(pieces), start=1):
-        added = _continued(before, piece, tokenizer)
+    for number, piece in enumerate(pieces[1:], start=1):
+        added = tokenizer.encode(piece, special=True, continues=True)
         ids += added
         is_answer += [number % 2 == 1] * len(added)
     whole = _with_bos(ids, tokenizer)
     return whole, [False] * (len(whole) - len(ids)) + is_answer
-
-
-def _continued(before: str, piece: str, tokenizer: Tokenizer) -> list[int]:
-    """Token ids of `piece` after `before`.
-
-    Encoded with the end of `before`, where that changes nothing in it, since some tokenizers (SentencePiece) put a
-    space in front of any text they are given; else alone.
-    """
-    before = before[-CONTEXT:]
-    first = tokenizer.encode(before, special=True)
-    both = tokenizer.encode(before + piece, special=True)
-    return both[len(first) :] if both[: len(first)] == first else tokenizer.encode(piece, special=True)
 
 
 def _with_bos(ids: list[int], tokenizer: Tokenizer) -> list[int]:
