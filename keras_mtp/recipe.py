@@ -106,7 +106,8 @@ class DataRecipe(_Table):
     )
     template: str = field(
         "chat",
-        "How a conversation becomes text: chat (the model's own chat template), Jinja2 text, or the path of a .jinja file.",
+        "How a conversation becomes text: chat (the model's own chat template; plain lines if it has none), Jinja2 text, "
+        "or the path of a .jinja file.",
     )
     max_tokens: int = field(384, "Longest example (prompt and answer, in tokens).", minimum=16)
     too_long: str = field(

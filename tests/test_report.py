@@ -107,6 +107,20 @@ def test_generated_problems_are_never_called_the_benchmark(text):
     assert "on GSM8K (jax" in real
 
 
+def test_data_of_the_users_own_are_called_that():
+    own = example(
+        data="my.jsonl",
+        data_source="/home/me/my.jsonl",
+        data_note="Test split: 4 of the file's 40 examples",
+        truncated_examples=3,
+    )
+    for text in (report.markdown(own), report.summary(own)):
+        flat = " ".join(text.split())
+        assert "The data are my.jsonl, your own: the score is not comparable with any published one" in flat
+    assert "Test split: 4 of the file's 40 examples\n" in report.markdown(own)
+    assert "12 training examples were skipped and 3 truncated for their length" in report.markdown(own)
+
+
 def test_summary_fits_a_terminal():
     lines = report.summary(example(heads=3)).splitlines()
     assert max(map(len, lines)) <= 100

@@ -18,13 +18,14 @@ from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 
-from keras_mtp.data.template_sandbox import Budget, TemplateSandbox
+from keras_mtp.data.template_budget import Budget
+from keras_mtp.data.template_sandbox import TemplateSandbox
 from keras_mtp.errors import UserError
 
 MODELS_OWN = "chat"
 FILE_ENDINGS = (".jinja", ".jinja2", ".j2")
 LONGEST_SOURCE = 100_000  # characters; the longest among well-known models has some 30,000
-BASE_UNITS, UNITS_PER_CHARACTER = 5_000_000, 200  # what rendering may use, see `Budget`
+BASE_UNITS, UNITS_PER_CHARACTER = 2_000_000, 200  # what rendering may use, see `Budget`
 
 
 @functools.lru_cache(maxsize=16)

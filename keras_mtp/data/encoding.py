@@ -19,14 +19,9 @@ import numpy as np
 
 from keras_mtp.data.example import Example, Message
 from keras_mtp.data.tokenizer import Tokenizer
+from keras_mtp.data.turns import cut_at_answers
 from keras_mtp.errors import UserError
 
-# For models without a chat template: what is told to the model stands on lines of its own, an answer before its end.
-PLAIN_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ message.content + (eos_token if message.role == 'assistant' else '\\n') }}"
-    "{% endfor %}"
-)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,7 +60,7 @@ class EncodedSplit:
 
 def encode_prompt(prompt: str, tokenizer: Tokenizer, history: Sequence[Message] = ()) -> list[int]:
     """Token ids of a user's turn, and of what was said before it, up to where the model is to answer."""
-    pieces = _pieces([*history, Message("user", prompt)], tokenizer)
+    pieces = cut_at_answers([*history, Message("user", prompt)], tokenizer)
     return _joined(pieces, tokenizer)[0]
 
 
@@ -103,7 +98,7 @@ def encode_example(example: Example, tokenizer: Tokenizer) -> Encoded:
     """
     try:
         _refuse_special_tokens(example.messages, tokenizer)
-        ids, is_answer = _joined(_pieces(example.messages, tokenizer), tokenizer)
+        ids, is_answer = _joined(cut_at_answers(example.messages, tokenizer), tokenizer)
     except UserError as error:
         raise UserError(f"Example {example.id}: {error}") from error
     return Encoded(id=example.id, ids=np.asarray(ids, "int32"), is_answer=np.asarray(is_answer))
@@ -140,56 +135,6 @@ def _truncated(item: Encoded, max_tokens: int) -> Encoded:
     return Encoded(id=item.id, ids=item.ids[:length], is_answer=item.is_answer[:length])
 
 
-def _pieces(messages: Sequence[Message], tokenizer: Tokenizer) -> list[str]:
-    """The conversation as text, cut where the assistant begins to speak and where it ends: every second one is learnt.
-
-    Concatenated they are what the template renders, less what it puts after the last end token.
-    """
-    if tokenizer.chat_template is None:
-        tokenizer = tokenizer.with_template(PLAIN_TEMPLATE)
-    turns = [message._asdict() for message in messages]
-    cuts, text = [0], ""
-    for place, message in enumerate(messages):
-        if message.role == "assistant":
-            before = tokenizer.render_chat(turns[:place], add_generation_prompt=True)
-            through = tokenizer.render_chat(turns[: place + 1], add_generation_prompt=False)
-            if not (before.startswith(text) and through.startswith(before)):
-                _refuse_template(place + 1)
-            cuts += [len(before), _end(through, len(before), tokenizer)]
-            text = through
-    if messages[-1].role != "assistant":
-        prompt = tokenizer.render_chat(turns, add_generation_prompt=True)
-        if not prompt.startswith(text):
-            _refuse_template(len(turns))
-        cuts, text = [*cuts, len(prompt)], prompt
-    return [text[start:end] for start, end in itertools.pairwise(cuts)]
-
-
-def _refuse_template(turn: int) -> None:
-    raise UserError(
-        "The chat template must be append-only. Received: one that renders a prompt differently once turns follow it, so "
-        f"answers cannot be told from prompts (seen at turn {turn}; some templates drop the reasoning from earlier "
-        "turns). Give another template as data.template, or take such text out of the data."
-    )
-
-
-def _end(text: str, start: int, tokenizer: Tokenizer) -> int:
-    """Where the answer that begins at `start` ends, its end token included."""
-    ends = [tokenizer.decode([token], skip_special=False) for token in tokenizer.eos_ids]
-    found = max((text.rfind(end, start), len(end)) for end in ends)
-    if found[0] < start:
-        raise UserError(
-            "The chat template must end an answer with an end token. Received: one that renders an answer without an end "
-            f"token ({' or '.join(ends)}): the model could not learn to stop. Give another template as data.template."
-        )
-    if found[0] == start:
-        raise UserError(
-            "The chat template must render what the assistant says. Received: one that leaves it out: there would be "
-            "nothing to learn. Give another template as data.template."
-        )
-    return sum(found)
-
-
 def _refuse_special_tokens(messages: Sequence[Message], tokenizer: Tokenizer) -> None:
     added = tokenizer.backend.get_added_tokens_decoder().values()
     special = [token.content for token in added if token.special]
@@ -208,6 +153,11 @@ def _joined(pieces: Sequence[str], tokenizer: Tokenizer) -> tuple[list[int], lis
     is_answer = [False] * len(ids)
     for number, piece in enumerate(pieces[1:], start=1):
         added = tokenizer.encode(piece, special=True, continues=True)
+        if number % 2 == 1 and added[-1] not in tokenizer.eos_ids:
+            raise UserError(
+                "The end of an answer must be read as the model's end token. Received: a tokenizer that reads "
+                f"{piece[-20:]!r} otherwise: the model could not learn to stop. Use another file of the model."
+            )
         ids += added
         is_answer += [number % 2 == 1] * len(added)
     whole = _with_bos(ids, tokenizer)

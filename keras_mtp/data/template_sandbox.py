@@ -3,7 +3,8 @@
 Jinja2's own sandbox keeps a template away from the interpreter, not from the machine: `'a' * 10**10`, a few nested
 loops, or a list that holds itself twice, fifty times over, stop a process. Here a template pays for what it makes:
 
-    loops            every item they go over
+    loops            every item they go over, when its turn comes
+    comparisons      all that is compared, and what is searched
     text             every character, whenever it is joined, repeated, replaced or put out
     lists, dicts     all that they hold; what they hold twice, twice
     calls            a fixed price each
@@ -14,8 +15,7 @@ use exist. A deadline stands behind the budget, for what is cheap but slow.
 
 import itertools
 import json
-import time
-from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import jinja2
@@ -24,8 +24,8 @@ from jinja2.runtime import LoopContext, Macro, str_join
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 from jinja2.visitor import NodeTransformer
 
-SECONDS = 10.0
-LARGEST_NUMBER = 2**63
+from keras_mtp.data.template_budget import LARGEST_NUMBER, Budget, TooMuch
+
 WIDEST_INDENT = 64
 
 FILTERS = (
@@ -45,55 +45,9 @@ METHODS: dict[type, tuple[str, ...]] = {
 }  # fmt: skip
 GLOBALS = ("dict", "namespace", "range")
 FREE = ("count", "d", "default", "first", "items", "last", "length")  # filters that make nothing new
-GROWING = ("indent", "join", "replace")  # whose result may be as large as value times argument
-_COUNTED, _JOINED, _WEIGHED = "loop over", "joined by ~", "pay for"  # names that no template can write
+# Names of filters that no template can write.
+_COUNTED, _JOINED, _WEIGHED, _COMPARED = "loop over", "joined by ~", "pay for", "compare with"
 CALL, ITEM = 100, 10  # units of a call, and of an item in a loop: what they cost in time
-
-
-class TooMuch(jinja2.TemplateError):
-    """A template took more than its budget."""
-
-
-class Budget:
-    """What one rendering may still use.
-
-    Args:
-        units: roughly characters.
-    """
-
-    def __init__(self, units: int):
-        self.left = units
-        self._deadline = time.monotonic() + SECONDS
-
-    def spend(self, units: int) -> None:
-        self.left -= units
-        if self.left < 0:
-            raise TooMuch("it makes too much text, or loops too often")
-        if time.monotonic() > self._deadline:
-            raise TooMuch(f"it takes longer than {SECONDS:.0f} seconds")
-
-    def weigh(self, value: Any) -> int:
-        """Spends what a value weighs, all that it holds included, and says how much that was."""
-        before, waiting = self.left, [value]
-        while waiting:
-            item = waiting.pop()
-            self.spend(1)
-            if isinstance(item, str):
-                self.spend(len(item))
-            elif isinstance(item, dict):
-                self.spend(len(item))
-                waiting += [*item.keys(), *item.values()]
-            elif isinstance(item, (list, tuple, KeysView, ValuesView, ItemsView)):
-                self.spend(len(item))
-                waiting += item
-            elif isinstance(item, range):
-                self.spend(len(item))
-            elif isinstance(item, (int, float)):
-                if isinstance(item, int) and abs(item) > LARGEST_NUMBER:
-                    raise TooMuch("its numbers grow too large")
-            elif item is not None and not isinstance(item, jinja2.Undefined):
-                raise SecurityError(f"a {type(item).__name__} cannot be part of a text or a list")
-        return before - self.left
 
 
 class TemplateSandbox(ImmutableSandboxedEnvironment):
@@ -108,7 +62,13 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         self.globals = {name: self.globals[name] for name in GLOBALS}
         self._plain = ImmutableSandboxedEnvironment()
         self.filters = {name: self._priced(name) for name in FILTERS}
-        self.filters |= {"tojson": _to_json, _COUNTED: _counted, _JOINED: _joined, _WEIGHED: _weighed}
+        self.filters |= {
+            "tojson": _to_json,
+            _COUNTED: _counted,
+            _JOINED: _joined,
+            _WEIGHED: _weighed,
+            _COMPARED: _compared,
+        }
 
     def from_string(self, source: Any, *arguments: Any, **options: Any) -> jinja2.Template:
         """Compiles a template whose parts pay."""
@@ -123,8 +83,10 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         def priced(context: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
             if name in FREE:
                 return self._plain.call_filter(name, value, args, kwargs, context=context)
-            _pay(self.budget, name, value, args, kwargs)
-            return _paid(self.budget, self._plain.call_filter(name, value, args, kwargs, context=context))
+            self.budget.pay_for_call(name, value, args, kwargs)
+            return self.budget.pay_for_result(
+                self._plain.call_filter(name, value, args, kwargs, context=context)
+            )
 
         return priced
 
@@ -142,9 +104,9 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             isinstance(owner, kind) and name in names for kind, names in METHODS.items()
         ):
             raise SecurityError(f"{name}() is not available")
-        _pay(self.budget, name, "" if owner is None else owner, args, kwargs)
+        self.budget.pay_for_call(name, "" if owner is None else owner, args, kwargs)
         result = super().call(context, function, *args, **kwargs)
-        return result if function is self.globals["namespace"] else _paid(self.budget, result)
+        return result if function is self.globals["namespace"] else self.budget.pay_for_result(result)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         self.budget.spend(1)
@@ -185,6 +147,18 @@ class _Pricing(NodeTransformer):
         self.generic_visit(node)
         return _through(_JOINED, nodes.List(node.nodes, lineno=node.lineno))
 
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Compare:
+        self.generic_visit(node)
+        node.expr = _through(_COMPARED, node.expr)
+        for operand in node.ops:
+            operand.expr = _through(_COMPARED, operand.expr)
+        return node
+
+    def visit_Test(self, node: nodes.Test) -> nodes.Test:
+        self.generic_visit(node)
+        node.args = [_through(_COMPARED, part) for part in node.args]
+        return node
+
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Expr:
         self.generic_visit(node)
         return _through(_WEIGHED, node) if isinstance(node.arg, nodes.Slice) else node
@@ -212,40 +186,43 @@ def _through(name: str, node: Any) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
-def _pay(budget: Budget, name: str, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """For what a call is given, and in advance for a result that may be much larger."""
-    parts = (*args, *kwargs.values())
-    weight, weights = budget.weigh(value), [budget.weigh(part) for part in parts]
-    if name in GROWING:
-        sizes = [part if isinstance(part, int) else size for part, size in zip(parts, weights, strict=True)]
-        budget.spend(weight * max(sizes, default=1))
-
-
-def _paid(budget: Budget, result: Any) -> Any:
-    if isinstance(result, Iterator):
-        result = list(itertools.islice(result, budget.left + 1))
-    budget.weigh(result)
-    return result
-
-
 @jinja2.pass_context
 def _put_out(context: Any, value: Any) -> Any:
     context.environment.budget.weigh(value)
     return value
 
 
+class _Items(list):
+    """What a loop goes over; each item is paid for as it comes."""
+
+    budget: Budget
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in super().__iter__():
+            self.budget.spend(ITEM)
+            yield item
+
+
 @jinja2.pass_context
-def _counted(context: Any, items: Any) -> list[Any]:
+def _counted(context: Any, items: Any) -> _Items:
     budget = context.environment.budget
-    items = list(itertools.islice(items, budget.left + 1))
-    budget.spend(ITEM * len(items))
-    return items
+    counted = _Items(itertools.islice(items, budget.left + 1))
+    counted.budget = budget
+    budget.spend(len(counted))
+    return counted
 
 
 @jinja2.pass_context
 def _joined(context: Any, parts: list[Any]) -> str:
     context.environment.budget.weigh(parts)
     return str_join(parts)
+
+
+@jinja2.pass_context
+def _compared(context: Any, value: Any) -> Any:
+    if isinstance(value, (str, list, tuple, dict)):
+        context.environment.budget.weigh(value)
+    return value
 
 
 @jinja2.pass_context
