@@ -65,7 +65,7 @@ def compare(options: argparse.Namespace) -> None:
     )
     task = load_task(recipe.task, options.data)
     model, tokenizer = model_from_recipe(recipe)
-    examples, _ = encode_all(task.examples("train"), tokenizer, recipe.data.max_tokens)
+    examples = encode_all(task.examples("train"), tokenizer, recipe.data.max_tokens).examples
     start = ops.convert_to_numpy(model.prefix_embedding.embeddings.value)
     with tempfile.TemporaryDirectory() as folder:
         log = MetricsLog(Path(folder) / "metrics.csv", model.head_names)
