@@ -11,7 +11,6 @@ Prompts and answers are encoded one after the other, which is exactly what gener
 encoded, then tokens one by one.
 """
 
-import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +20,6 @@ from keras_mtp.data.example import Example, Message
 from keras_mtp.data.tokenizer import Tokenizer
 from keras_mtp.data.turns import cut_at_answers
 from keras_mtp.errors import UserError
-
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
