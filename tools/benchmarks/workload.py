@@ -1,0 +1,49 @@
+"""The examples that every system is given, chosen and encoded once."""
+
+import argparse
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import numpy as np
+
+from keras_mtp import backend
+from tools.benchmarks.worker import Workload
+
+PREFIX_LENGTH = 16
+BATCH_SIZE = 8
+
+
+def prepare(options: argparse.Namespace) -> Workload:
+    """Chooses `options.batches` batches of GSM8K and encodes them, in a process of its own: Keras stays out of this one."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(
+            _prepare, options.model, options.data, options.batches, options.max_tokens
+        ).result()
+
+
+def _prepare(model: str, data: str, batches: int, max_tokens: int) -> Workload:
+    backend.select()
+    with backend.quiet_imports():
+        import keras_hub  # noqa: F401  (brings TensorFlow, and its greetings)
+
+    from keras_mtp.data.encoding import encode_all
+    from keras_mtp.flops import Sizes
+    from keras_mtp.models.backbone import load_backbone, locate
+    from keras_mtp.recipe import load_recipe
+    from keras_mtp.tasks import load_task
+
+    backbone, tokenizer = load_backbone(model)
+    examples = list(load_task("gsm8k", data).examples("train"))
+    count = batches * BATCH_SIZE
+    order = np.random.default_rng(0).permutation(len(examples))
+    chosen = [examples[i] for i in order[: 4 * count]]  # some are too long
+    encoded, _ = encode_all(chosen, tokenizer, max_tokens)
+    text = tokenizer.encode(load_recipe("gsm8k").prefix.text)
+    return Workload(
+        model=model,
+        path=locate(model),
+        sizes=Sizes.of(backbone),
+        examples=encoded[:count],
+        batch_size=BATCH_SIZE,
+        prefix_ids=np.resize(text, PREFIX_LENGTH).tolist(),
+    )
