@@ -1,5 +1,6 @@
 """What the benchmark makes of its measurements, and one small run of it from end to end."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ import keras
 import pytest
 
 from tests.tiny_gguf import write_tiny_gguf
-from tools.benchmarks import loss, results
+from tools.benchmarks import loss, results, train
 from tools.benchmarks.results import OURS, PEER, Measured
 from tools.benchmarks.worker import Step, System
 
@@ -62,6 +63,18 @@ def test_ratio_is_the_peers_seconds_over_ours_without_heads():
 def test_head_cost_is_added_time_over_added_flops():
     assert results.head_costs(MEASURED) == {"jax/float32": pytest.approx((4.4 / 2.0 - 1) / (400 / 200 - 1))}
     assert results.head_costs(MEASURED[:3]) == {}
+
+
+def test_compared_systems_are_alive_together():
+    options = argparse.Namespace(
+        backends=["jax", "tensorflow"], dtypes=["float32"], heads=[0, 1, 2, 4], quick=False
+    )
+    assert [[(s.name, s.backend, s.heads) for s in group] for group in train.groups(options)] == [
+        [(PEER, "torch", 0), ("peft_lora", "torch", 0), (OURS, "jax", 0), (OURS, "tensorflow", 0)],
+        [(OURS, "jax", 1), (OURS, "jax", 4), (OURS, "jax", 2), ("keras_hub_lora", "jax", 0)],
+        [(OURS, "tensorflow", 1), (OURS, "tensorflow", 4)],
+        [(OURS, "tensorflow", 2), ("keras_hub_lora", "tensorflow", 0)],
+    ]
 
 
 def test_loss_lines_compare_with_the_naive_loss_and_with_one_head():

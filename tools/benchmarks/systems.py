@@ -110,7 +110,7 @@ def keras_hub_lora(system: System, workload: Workload, pace: Pace) -> None:
     backbone, _ = load_backbone(workload.model, dtype=system.dtype)
     backbone.enable_lora(LORA_RANK)
     logits = backbone.token_embedding(backbone.output, reverse=True)
-    model = keras.Model(backbone.inputs, logits)
+    model = keras.Model(backbone.input, logits)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
     model.compile(keras.optimizers.AdamW(LEARNING_RATE), loss=loss)
     batches = _batches(_recipe(system, workload), workload, ("head_1",))
