@@ -83,12 +83,14 @@ def _batches(recipe, workload: Workload, heads):
 
 def _our_work(recipe, workload: Workload, heads) -> Iterator[dict[str, float]]:
     """Flops and padding of the first pass through the examples; later ones hardly differ."""
-    batches = _batches(recipe, workload, heads)
+    from keras_mtp.data.batches import shared_tokens
+
+    batches, shared = _batches(recipe, workload, heads), shared_tokens(workload.examples)
     for step in range(workload.batches):
         ids, _, weights = batches[step]
         flops = step_flops(
             workload.sizes,
-            Positions(rows=len(ids), own=recipe.prefix.length + ids.shape[1]),
+            Positions(rows=len(ids), own=ids.shape[1] - shared, shared=recipe.prefix.length + shared),
             labelled_rows=sum(int((w > 0).sum()) for w in weights.values()),
             heads=recipe.heads.count,
             kind=recipe.heads.kind,

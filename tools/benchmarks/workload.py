@@ -37,7 +37,7 @@ def _prepare(model: str, data: str, batches: int, max_tokens: int) -> Workload:
     count = batches * BATCH_SIZE
     order = np.random.default_rng(0).permutation(len(examples))
     chosen = [examples[i] for i in order[: 4 * count]]  # some are too long
-    encoded, _ = encode_all(chosen, tokenizer, max_tokens)
+    encoded = encode_all(chosen, tokenizer, max_tokens).examples
     text = tokenizer.encode(load_recipe("gsm8k").prefix.text)
     return Workload(
         model=model,
