@@ -83,7 +83,8 @@ def test_llama_3s_rotary_scaling_is_read_from_rope_freqs(path):
 
 @pytest.mark.slow
 def test_smollm2_computes_what_transformers_does():
-    """Logits of up to 40 on 20 prompts. float32 alone moves them by 1e-4: so far is transformers from its float64."""
+    """Logits of up to 40 on 20 prompts. float32 alone moves them by 1e-4 (transformers from its own float64), XLA's by
+    up to 1.8e-4 on some processors; a wrong epsilon moves them by 0.03."""
     backbone, tokenizer = load_backbone(DEFAULT_MODEL)
     reference = _reference(locate(DEFAULT_MODEL))
     prompts = [_prompt(tokenizer, example) for example in load_task("gsm8k", "builtin").examples("test")[:20]]
@@ -94,7 +95,7 @@ def test_smollm2_computes_what_transformers_does():
         ours, expected = _logits(backbone, ids[rows]), _reference_logits(reference, ids[rows])
         for row, logits, correct in zip(rows, ours, expected, strict=True):
             end = len(prompts[row])
-            np.testing.assert_allclose(logits[:end], correct[:end], rtol=1e-5, atol=1e-4)
+            np.testing.assert_allclose(logits[:end], correct[:end], rtol=1e-5, atol=2e-4)
             assert logits[end - 1].argmax() == correct[end - 1].argmax()
 
 

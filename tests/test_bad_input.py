@@ -243,7 +243,7 @@ CASES: dict[str, tuple[Callable, str]] = {
     # model and data of the recipe command
     "model: unknown": (options("--model", "smollm3"), "`model.name` must be"),
     "model: no such file": (options("--model", "{tmp}/no.gguf"), "`model.name` must be"),
-    "data: no such folder": (options("--data", "{tmp}/no"), "`data` must be"),
+    "data: no such folder": (options("--data", "{tmp}/no"), "a folder that exists. Received"),
     # evaluate
     "evaluate: nothing": (command("evaluate"), "either the folder of a RUN or a --model"),
     "evaluate: both": (command("evaluate", "{place}/run", "--model", "x"), "either the folder of a RUN or a --model"),
@@ -364,7 +364,11 @@ def test_a_disk_that_fills_up_while_the_checkpoint_is_written(place, tmp_path):
     done = _in_a_process(options()(place, tmp_path), "-c", script, **env)
     assert done.returncode == 2, done.stderr
     assert "The checkpoint must be written" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
-    assert {path.name for path in (tmp_path / "new").iterdir()} == {"recipe.toml", "metrics.csv"}
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {
+        "recipe.toml",
+        "base_licence.txt",
+        "metrics.csv",
+    }
 
 
 @pytest.mark.slow

@@ -64,7 +64,7 @@ def test_fields_lists_every_field_with_its_default():
 )
 def test_a_task_can_stand_for_its_recipe_or_beside_another(arguments, recipe, task, tmp_path, monkeypatch):
     chosen = []
-    monkeypatch.setattr(cli, "_new_folder", lambda folder, recipe, backend: chosen.append(recipe) or 1 / 0)
+    monkeypatch.setattr(cli, "_folder_name", lambda recipe, backend: chosen.append(recipe) or 1 / 0)
     run("recipe", *arguments, "--data", "my.jsonl")
     assert [(r.name, r.task, r.data.source) for r in chosen] == [(recipe, task, "my.jsonl")]
 
@@ -122,7 +122,11 @@ def test_a_file_error_is_one_line(monkeypatch):
 
 
 def test_a_usage_mistake_is_one_line_too():
-    assert run("recipe").stderr == "Error: Missing argument 'NAME|PATH'. See `keras-mtp recipe --help`.\n"
+    assert (
+        run("recipe").stderr
+        == "Error: `recipe` needs NAME, PATH or --task. `keras-mtp recipes` lists the names.\n"
+    )
+    assert run("generate").stderr == "Error: Missing argument 'RUN'. See `keras-mtp generate --help`.\n"
     assert run("--nonsense").stderr == "Error: No such option '--nonsense'. See `keras-mtp --help`.\n"
     assert "Start here:" in run().output
 

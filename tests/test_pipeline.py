@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_mtp import checkpoint, pipeline
+from keras_mtp import checkpoint, pipeline, runs
 from keras_mtp.errors import UserError
 from keras_mtp.models.backbone import base_info
 from keras_mtp.models.from_recipe import model_from_recipe
@@ -138,7 +138,7 @@ def test_conversations_of_the_users_own(tmp_path):
     assert [turn["role"] for turn in answer["history"]] == ["user", "assistant"]
     (tmp_path / "mine.jinja").unlink()  # the run has kept the text
     assert load_recipe(tmp_path / "run" / "recipe.toml").data.template == CHAT
-    again = pipeline.evaluate(tmp_path / "run")
+    again = runs.evaluate(tmp_path / "run")
     assert again["held_out"]["head_1"]["loss"] == pytest.approx(
         result.held_out["head_1"].loss_after, abs=1e-5
     )
