@@ -177,8 +177,8 @@ def _chunk_softmax(chunk: _Chunk, kernel, tied: bool):
 def _weighted_nats(hidden, kernel, targets, weights, tied: bool, trained: bool, size: int):
     """Sum of weight * nats, differentiable in `hidden` and, if `trained`, in `kernel`.
 
-    The gradient with respect to the logits is weight * (softmax - one_hot(target)). Its second part is never made: what
-    it contributes is the target's own row of the kernel (and, for the kernel, the hidden state at the target's row).
+    The gradient with respect to the logits is weight * (softmax - one_hot(target)). For the hidden states its second
+    part is never made: what it contributes is the target's own row of the kernel.
     """
 
     # Both tensors that gradients are for are arguments: on TensorFlow one captured by closure gets none, silently.
@@ -226,10 +226,7 @@ def _weighted_nats(hidden, kernel, targets, weights, tied: bool, trained: bool, 
 
 def _kernel_gradient(chunk: _Chunk, weighted_softmax, tied: bool):
     """One chunk's gradient for a trained unembedding, in float32 and the kernel's own shape."""
+    hot = ops.one_hot(chunk.targets, weighted_softmax.shape[-1], dtype="float32")
+    d_logits = weighted_softmax - hot * ops.expand_dims(chunk.weights, -1)
     hidden = ops.cast(chunk.hidden, "float32")
-    at_target = ops.segment_sum(
-        ops.expand_dims(chunk.weights, -1) * hidden, chunk.targets, num_segments=weighted_softmax.shape[-1]
-    )
-    if tied:
-        return ops.einsum("nv,nd->vd", weighted_softmax, hidden) - at_target
-    return ops.einsum("nv,nd->dv", weighted_softmax, hidden) - ops.transpose(at_target)
+    return ops.einsum("nv,nd->vd" if tied else "nv,nd->dv", d_logits, hidden)
