@@ -2,9 +2,9 @@
 
 Hidden states of D = 576 and a tied, frozen unembedding of V = 49152, as SmolLM2-135M has them, half of the positions
 labelled. Every measurement is a process of its own. Memory is what the call took at most beyond what was there before:
-on JAX what XLA plans for the compiled program (its outputs included), elsewhere the peak of resident memory (on a GPU the
-allocator's). The gradients of the hidden states, N·D for each head, nobody can do without: "beyond" is without them, and
-"ratio" is that of all logits to it.
+on JAX what XLA plans for the compiled program, its outputs included; elsewhere the peak of resident memory, in which
+stands what TensorFlow needs to trace the function (on a GPU the allocator's). The gradients of the hidden states, N·D for
+each head, nobody can do without: "beyond" is without them, and "ratio" is that of all logits to it.
 """
 
 import argparse
@@ -134,10 +134,9 @@ def _measure(case: Case, repeats: int) -> Found:
     states, targets, weights = _draw(case)
     step = {"jax": _jax, "tensorflow": _tensorflow, "torch": _torch}[case.backend]
     call, planned_bytes = step(_LOSSES[case.method](layer, targets, weights), states, layer.embeddings)
-    if planned_bytes is None:
-        call()  # compiles or traces, and makes whatever is made once
-    resident = memory.resident_bytes()
     machine.reset_peak()
+    resident = memory.resident_bytes()
+    call()  # compiles or traces; and counts as memory, since TensorFlow keeps what it once took
     found = [_seconds(call) for _ in range(repeats)]
     peak = machine.peak_bytes(case.backend, resident) if planned_bytes is None else planned_bytes
     return Found(seconds=median(found), peak_bytes=peak)
@@ -185,7 +184,6 @@ def _jax(loss: Callable, states, embeddings) -> tuple[Callable, int | None]:
     compiled = jax.jit(jax.value_and_grad(stateless)).lower(states, embeddings.value).compile()
     plan = compiled.memory_analysis()
     call = lambda: jax.block_until_ready(compiled(states, embeddings.value))  # noqa: E731
-    call()
     return call, plan.temp_size_in_bytes + plan.output_size_in_bytes
 
 

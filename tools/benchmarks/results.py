@@ -91,7 +91,7 @@ def head_costs(measured: Sequence[Measured]) -> dict[str, float]:
 
 
 def first_loss_differences(measured: Sequence[Measured]) -> dict[str, float]:
-    """Our first loss less PEFT's, in nats: same weights, start and examples, so nearly 0, or something is not the same."""
+    """Our first loss less PEFT's, in nats: same weights, start and examples, so it must be nearly 0."""
     peers = {m.system.dtype: m.warmup[0].loss for m in measured if m.system.name == PEER}
     return {
         f"{m.system.backend}/{m.system.dtype}": m.warmup[0].loss - peers[m.system.dtype]

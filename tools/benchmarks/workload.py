@@ -14,7 +14,7 @@ BATCH_SIZE = 8
 
 
 def prepare(options: argparse.Namespace) -> Workload:
-    """Chooses `options.batches` batches of GSM8K and encodes them, in a process of its own: Keras stays out of this one."""
+    """Chooses and encodes `options.batches` batches, in a process of its own: Keras stays out of this one."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(
             _prepare, options.model, options.data, options.batches, options.max_tokens
