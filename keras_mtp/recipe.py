@@ -74,7 +74,8 @@ class ModelRecipe(_Table):
     )
     dtype: str = field(
         "float32",
-        "How the pretrained weights are stored; bfloat16 halves the memory and needs training.dtype=mixed_bfloat16.",
+        "How the pretrained weights are stored; bfloat16 halves the memory and needs training.dtype=mixed_bfloat16, with "
+        "which they are stored in bfloat16 whatever this says: frozen, they would be rounded at every use.",
         choices=("float32", "bfloat16"),
     )
 

@@ -86,11 +86,12 @@ def train(
             end of an epoch, which is the stretch between two evaluations, also `val_head_k_loss`.
         trained_heads: so many of the model's heads, the nearest, come from another run and need no warm-up.
     """
+    shared = shared_tokens(examples)
     if model.heads[trained_heads:] and recipe.heads.warmup_steps:
-        stage = _warmup(model, recipe, shared_tokens(examples), trained_heads)
+        stage = _warmup(model, recipe, shared, trained_heads)
         batches = _batches(stage, examples, recipe)
         _fit(stage, batches, model, [StepLog(log, stage.name, batches), *callbacks])
-    stage = _joint(model, recipe, shared_tokens(examples))
+    stage = _joint(model, recipe, shared)
     batches = _batches(stage, examples, recipe)
     log.step(stage.name, 0)
     log.evaluation(evaluate())
