@@ -22,7 +22,7 @@ from keras_mtp.recipe import (
     available_recipes,
     documented_fields,
     load_recipe,
-    updated,
+    with_options,
 )
 
 
@@ -159,7 +159,7 @@ def recipe(
     if name is None and task is None:
         raise UserError("`recipe` needs NAME, PATH or --task. `keras-mtp recipes` lists the names.")
     options = {"task": task, "data.source": data, "model.name": model, "start.run": start}
-    chosen = _with_options(
+    chosen = with_options(
         load_recipe(name or task or ""), options | ({"start.checkpoint": ""} if start else {})
     )
     chosen = apply_overrides(chosen, assignments)
@@ -235,7 +235,7 @@ def evaluate(
             result = runs.evaluate(run, data=data, limit=limit)
         else:
             options = {"model.name": model, "data.source": data, "evaluation.limit": limit}
-            result = runs.evaluate_base(_with_options(chosen, options))
+            result = runs.evaluate_base(with_options(chosen, options))
     if as_json:
         _print_json(result)
         return
@@ -276,11 +276,6 @@ def generate(
         _print_json({"prompt": prompt, "completion": completion})
     else:
         click.echo(completion)
-
-
-def _with_options(recipe: Recipe, options: dict[str, Any]) -> Recipe:
-    """The recipe with the options that were given, by the fields they set."""
-    return updated(recipe, {key: value for key, value in options.items() if value is not None})
 
 
 def _folder_name(recipe: Recipe, backend_name: str) -> Path:

@@ -339,6 +339,11 @@ def updated(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     return _from_tables(tables)
 
 
+def with_options(recipe: Recipe, options: Mapping[str, Any]) -> Recipe:
+    """A copy with the options that were given, by the fields they set; None means that one was not."""
+    return updated(recipe, {key: value for key, value in options.items() if value is not None})
+
+
 def apply_overrides(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
     """A copy with `a.b=c` assignments applied, as `--set` takes them. Values are TOML; bare words are strings."""
     values = {}

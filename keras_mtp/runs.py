@@ -14,7 +14,7 @@ from keras_mtp.evaluation import judges
 from keras_mtp.models.backbone import base_info
 from keras_mtp.models.from_recipe import base_from_recipe, model_from_recipe
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
-from keras_mtp.recipe import Recipe, load_recipe, updated
+from keras_mtp.recipe import Recipe, load_recipe, with_options
 from keras_mtp.run_folder import CHECKPOINT, RECIPE, require_run
 from keras_mtp.tasks import load_task
 
@@ -52,9 +52,8 @@ def evaluate(run: Path, *, data: str | None = None, limit: int | None = None) ->
     Returns:
         `{"held_out": {"head_1": {"loss", "top1"}, ..., "n"}, "task": {"metric", "value", "n"}, "data", "backend"}`.
     """
-    changes = {"data.source": data, "evaluation.limit": limit}
     recipe = load_recipe(require_run(run) / RECIPE)
-    recipe = updated(recipe, {key: value for key, value in changes.items() if value is not None})
+    recipe = with_options(recipe, {"data.source": data, "evaluation.limit": limit})
     return _judged(*_restored(recipe, run), recipe)
 
 
