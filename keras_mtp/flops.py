@@ -9,7 +9,8 @@ of its input, and once more for that of its weight, where that weight is trained
     heads      the trunk is only passed        2              -                  -           = 2
 
 Attention scores and their weighted sum have no weights: 4 per query, key and dimension forward, 8 more where a gradient
-passes. The unembedding is made for the labelled rows of every head only. Norms, softmax, rotary embedding and the
+passes. Rematerialised, a block is made once more on the way back, up to its last product, whose result nobody needs
+there. The unembedding is made for the labelled rows of every head only. Norms, softmax, rotary embedding and the
 optimizer are left out: on a real Llama they are about one per cent. `tests/test_flops.py` holds these formulas against
 what XLA and torch count.
 
@@ -106,6 +107,7 @@ def step_flops(
     kind: str = "transformer",
     heads_trained: bool = True,
     detached: bool = False,
+    remat: bool = False,
 ) -> StepFlops:
     """Operations of one training step: forward and backward of the model and its loss.
 
@@ -117,6 +119,7 @@ def step_flops(
         heads: number of heads beyond `head_1`.
         kind: "transformer" or "linear".
         heads_trained: whether their weights are trained. detached: whether their gradient stops before the trunk.
+        remat: whether blocks are computed again in the backward pass.
 
     Returns:
         The operations by part.
@@ -142,20 +145,24 @@ def step_flops(
     # The unembedding is trained by head_1 at most, and only where the trunk is.
     head_1_rows = labelled_rows / (1 + heads) if trained == "full" else 0
     return StepFlops(
-        trunk=layers * _block(sizes, positions, trunk_passes, backward=trained != "heads"),
-        heads=heads * _head(sizes, positions, kind, heads_trained, detached),
+        trunk=layers * _block(sizes, positions, trunk_passes, backward=trained != "heads", remat=remat),
+        heads=heads * _head(sizes, positions, kind, heads_trained, detached, remat),
         unembedding=(4 * labelled_rows + 2 * head_1_rows) * sizes.hidden_dim * sizes.vocabulary_size,
     )
 
 
-def _block(sizes: Sizes, positions: Positions, passes: int, *, backward: bool) -> float:
+def _block(sizes: Sizes, positions: Positions, passes: int, *, backward: bool, remat: bool) -> float:
+    products = 2 * passes * positions.count * sizes.block_weights
     attention = (12 if backward else 4) * positions.pairs * sizes.query_dim
-    return 2 * passes * positions.count * sizes.block_weights + attention
+    if not (backward and remat):
+        return products + attention
+    weights = sizes.block_weights - sizes.hidden_dim * sizes.intermediate_dim
+    return products + 2 * positions.count * weights + attention + 4 * positions.pairs * sizes.query_dim
 
 
-def _head(sizes: Sizes, positions: Positions, kind: str, trained: bool, detached: bool) -> float:
+def _head(sizes: Sizes, positions: Positions, kind: str, trained: bool, detached: bool, remat: bool) -> float:
     passes = 3 if trained else 2
     if kind == "transformer":
         # Detached or not: the scale of the norm it begins with is trained, and needs the gradient of all that follows.
-        return _block(sizes, positions, passes, backward=True)
+        return _block(sizes, positions, passes, backward=True, remat=remat)
     return 2 * (passes - detached) * positions.count * sizes.hidden_dim**2

@@ -209,6 +209,10 @@ class TrainingRecipe(_Table):
         "What is computed in; prefix and heads are float32 weights all the same.",
         choices=("float32", "mixed_bfloat16"),
     )
+    remat: bool = field(
+        False,
+        "Compute each block's inside again in the backward pass instead of keeping it: less memory, about 40 % more work.",
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

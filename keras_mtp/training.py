@@ -123,7 +123,7 @@ def _warmup(model: MTPCausalLM, recipe: Recipe, shared: int, trained_heads: int)
     return Stage(
         name="warmup",
         steps=recipe.heads.warmup_steps,
-        view=model.training_view(shared_tokens=shared, only_heads=True),
+        view=model.training_view(shared_tokens=shared, only_heads=True, remat=recipe.training.remat),
         loss_weights=dict.fromkeys(model.head_names[1:], 1.0),
         optimizer=_optimizer(model, recipe, recipe.heads.warmup_steps),
         evaluate_every=recipe.heads.warmup_steps,
@@ -137,7 +137,7 @@ def _joint(model: MTPCausalLM, recipe: Recipe, shared: int) -> Stage:
     return Stage(
         name="joint",
         steps=recipe.training.steps,
-        view=model.training_view(shared_tokens=shared, detach=heads.detach),
+        view=model.training_view(shared_tokens=shared, detach=heads.detach, remat=recipe.training.remat),
         loss_weights={"head_1": 1.0, **further},
         optimizer=_optimizer(model, recipe, recipe.training.steps),
         evaluate_every=min(recipe.evaluation.every, recipe.training.steps),

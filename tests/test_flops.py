@@ -45,6 +45,7 @@ class Case:
     kind: str = "transformer"
     heads_trained: bool = True
     detached: bool = False
+    remat: bool = False
 
     @property
     def formula(self) -> float:
@@ -59,6 +60,7 @@ class Case:
             "heads.warmup_steps": int(self.trained == "heads"),
             "heads.freeze": not self.heads_trained,
             "heads.detach": self.detached,
+            "training.remat": self.remat,
             "training.steps": 1,
             "training.batch_size": ROWS,
         }
@@ -81,6 +83,7 @@ CASES = {
     "prefix and two heads": Case(heads=2),
     "prefix and detached head": Case(heads=1, detached=True),
     "prefix and linear head": Case(heads=1, kind="linear"),
+    "prefix and head, blocks computed again": Case(heads=1, remat=True),
 }
 
 

@@ -44,12 +44,13 @@ def test_states_lead_to_the_models_own_logits(prefix_length, shared):
 
 
 @pytest.mark.parametrize("options", [{}, {"only_heads": True}, {"detach": True}])
-def test_sharing_changes_no_gradient(options):
-    """One SGD step with everything in training, trunk included: the same weights whatever is shared."""
+@pytest.mark.parametrize("change", [{"shared_tokens": SHARED}, {"remat": True}], ids=["shared", "remat"])
+def test_neither_sharing_nor_remat_changes_a_gradient(change, options):
+    """One SGD step with everything in training, trunk included: the same weights either way."""
     steps = []
-    for shared in (0, SHARED):
+    for changed in ({}, change):
         model = _model(freeze_backbone=False)
-        view = model.training_view(shared_tokens=shared, **options)
+        view = model.training_view(**changed, **options)
         names = [name for name in model.head_names if not (options.get("only_heads") and name == "head_1")]
         losses = {
             name: LinearCrossEntropy(model.backbone.token_embedding, trained=name == "head_1")

@@ -182,7 +182,12 @@ class MTPCausalLM(keras.Model):
         return head_names(1 + len(self.heads))
 
     def training_view(
-        self, *, shared_tokens: int = 0, only_heads: bool = False, detach: bool = False
+        self,
+        *,
+        shared_tokens: int = 0,
+        only_heads: bool = False,
+        detach: bool = False,
+        remat: bool = False,
     ) -> TrainingView:
         """A plain Keras model on the same layers that gives hidden states, to be trained with `LinearCrossEntropy`.
 
@@ -190,8 +195,11 @@ class MTPCausalLM(keras.Model):
             shared_tokens: int. How many tokens all rows of every batch begin with; they are computed once.
             only_heads: leave `head_1` out, as when the heads are warmed up.
             detach: cut the gradient between the heads and the trunk, so that the heads learn but do not teach.
+            remat: compute a block's inside again in the backward pass instead of keeping it.
         """
-        return TrainingView(self, shared_tokens=shared_tokens, only_heads=only_heads, detach=detach)
+        return TrainingView(
+            self, shared_tokens=shared_tokens, only_heads=only_heads, detach=detach, remat=remat
+        )
 
     def get_config(self):
         backbone = keras.saving.serialize_keras_object(self.backbone)

@@ -23,6 +23,7 @@ class TrainingView(keras.Model):
         shared_tokens: int. S: every row of every batch must begin with the same S tokens. 0 is always right.
         only_heads: leave `head_1` out, as when the heads are warmed up.
         detach: cut the gradient between the heads and the trunk, so that the heads learn but do not teach.
+        remat: compute a block's inside again in the backward pass instead of keeping it (rematerialisation).
 
     Call arguments:
         token_ids: int tensor (B, T), T > S, padded on the right.
@@ -32,7 +33,13 @@ class TrainingView(keras.Model):
     """
 
     def __init__(
-        self, model: keras.Model, *, shared_tokens: int = 0, only_heads: bool = False, detach: bool = False
+        self,
+        model: keras.Model,
+        *,
+        shared_tokens: int = 0,
+        only_heads: bool = False,
+        detach: bool = False,
+        remat: bool = False,
     ):
         super().__init__(name="training_view", dtype=model.backbone.token_embedding.dtype_policy)
         self.backbone = model.backbone
@@ -42,11 +49,12 @@ class TrainingView(keras.Model):
         self.shared_tokens = shared_tokens
         self.only_heads = only_heads
         self.detach = detach
+        self.remat = remat
         self.untrained_norm = Untrained(model.backbone.layer_norm)
         self.built = True
 
     def call(self, token_ids):
-        packed = _Packed(token_ids, self.shared_tokens, self.prefix_embedding, self.backbone)
+        packed = _Packed(token_ids, self)
         *blocks, last_block = self.backbone.transformer_layers
         x = packed.embeddings
         for block in blocks:
@@ -68,7 +76,8 @@ class TrainingView(keras.Model):
 class _Packed:
     """A batch as one row, and how its positions attend to one another."""
 
-    def __init__(self, token_ids, shared_tokens: int, prefix_embedding, backbone):
+    def __init__(self, token_ids, view: TrainingView):
+        backbone, prefix_embedding, shared_tokens = view.backbone, view.prefix_embedding, view.shared_tokens
         self.batch_size, self.own = ops.shape(token_ids)[0], ops.shape(token_ids)[1] - shared_tokens
         shared = backbone.token_embedding(token_ids[:1, :shared_tokens]) if shared_tokens else None
         own = backbone.token_embedding(ops.reshape(token_ids[:, shared_tokens:], (1, -1)))
@@ -77,6 +86,7 @@ class _Packed:
             self.prefix_length = prefix_embedding.length
             shared = prefix_embedding(own[:, :0] if shared is None else shared)
         self.shared_tokens = shared_tokens
+        self.remat = view.remat
         self.shared = self.prefix_length + shared_tokens
         self.embeddings = own if shared is None else ops.concatenate([shared, own], axis=1)
         own_positions = self.shared + ops.arange(self.own, dtype="int32")
@@ -91,7 +101,11 @@ class _Packed:
         self.visible_shared = (keys[None, : self.shared] <= keys[: self.shared, None])[None]
 
     def block(self, block, x):
-        return apply_block(block, x, self.rotation, self.attend)
+        def apply(x):
+            return apply_block(block, x, self.rotation, self.attend)
+
+        # TensorFlow gives what `apply` merely captures no gradient: rotation and mask need none.
+        return keras.remat(apply)(x) if self.remat else apply(x)
 
     def attend(self, query, key, value):
         (q_shared, q), (k_shared, k), (v_shared, v) = self.split(query), self.split(key), self.split(value)
