@@ -73,7 +73,8 @@ def _panel(
         axis.set(title="heads warm up (training batches)", xlabel="warm-up step", facecolor="#f4f4f4")
     else:
         which = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
-        axis.set(title=f"joint training, {which}", xlabel="joint step (0: before)")
+        start = "after warm-up" if any(row["stage"] == "warmup" for row in rows) else "before"
+        axis.set(title=f"joint training, {which}", xlabel=f"joint step (0: {start})")
         axis.plot([], [], color="grey", alpha=0.4, linewidth=1, label="training batch")
     axis.title.set_fontsize(10)
     axis.margins(x=0.05, y=0.12)

@@ -74,7 +74,8 @@ def _run(recipe: Recipe, folder: Path, screen: Console, callbacks: Sequence) -> 
     require_a_batch(training, recipe.training.batch_size)
     judge_held_out, judge_task = judges(model, tokenizer, task, held_out, recipe.evaluation)
 
-    screen.print(f"before: {len(held_out)} held-out examples, {len(judge_task.examples)} test items")
+    judged = f"{len(held_out)} held-out examples, {len(judge_task.examples)} test items"
+    screen.print(f"before: {judged}")
     before = judge_held_out(), judge_task()
     log = MetricsLog(folder / METRICS, model.head_names)
     bar = ProgressBar(log, recipe, screen)
@@ -86,7 +87,7 @@ def _run(recipe: Recipe, folder: Path, screen: Console, callbacks: Sequence) -> 
     checkpoint.save(
         folder / CHECKPOINT, model, trained.optimizer.variables, base=base, steps=trained.kept_step
     )
-    screen.print(f"after, with the weights of step {trained.kept_step}: the same once more")
+    screen.print(f"after (weights of step {trained.kept_step}): {judged}")
     after = judge_held_out(), judge_task()
 
     write_answers(folder / ANSWERS, judge_task.examples, before[1], after[1])

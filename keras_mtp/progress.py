@@ -67,6 +67,11 @@ class ProgressBar(keras.callbacks.Callback):
         if row is not None and scores:
             text = "  ".join(f"{name.removesuffix('_loss')} {value:.4f}" for name, value in scores.items())
             self.screen.print(f"step {row['step']:>5} of {self.totals[row['stage']]}: held-out loss  {text}")
+        elif row is not None and row["stage"] == "warmup":
+            text = "  ".join(
+                f"{k.removesuffix('_loss')} {row[k]:.4f}" for k in self.log.loss_columns if k in row
+            )
+            self.screen.print(f"heads warmed up, {row['step']} steps: training loss  {text}")
 
     def on_train_end(self, logs=None):
         self.stop()

@@ -76,3 +76,11 @@ def test_another_kind_of_file_is_called_by_its_name(tmp_path, content, message):
 def test_a_whole_surrogate_pair_is_one_character(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"a": "\\ud83e\\udd99 \\\\ud83e"}\n')
     assert list(read_jsonl(tmp_path / "rows.jsonl")) == [(1, {"a": "\N{LLAMA} \\ud83e"})]
+
+
+def test_the_place_of_a_slip_is_that_in_the_file(tmp_path):
+    """json.loads would say "line 2 column 1" of a line whose closing brace is missing."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2\n{"a": 3}\n')
+    with pytest.raises(UserError, match=r"line 2, column 8 \(Expecting ',' delimiter\)"):
+        list(read_jsonl(path))

@@ -57,7 +57,7 @@ def _refuse_other_files(beginning: bytes, path: str | Path) -> None:
 
 def _parse(text: bytes, place: str) -> dict[str, Any]:
     try:
-        decoded = text.decode("utf-8-sig")
+        decoded = text.decode("utf-8-sig").rstrip()  # else an error at the end stands on "line 2"
         row = json.loads(decoded, parse_constant=_no_number, object_pairs_hook=_every_key_once)
         if "\\u" in decoded:
             json.dumps(row, ensure_ascii=False).encode()  # fails on half a surrogate pair
@@ -69,6 +69,10 @@ def _parse(text: bytes, place: str) -> dict[str, Any]:
         raise UserError(
             f"Every text must be valid Unicode. Received: {place}, which holds half a surrogate pair "
             f"(\\u{ord(error.object[error.start]):x}). Mend it."
+        ) from error
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"Every line must be a JSON object. Received: {place}, column {error.colno} ({error.msg}). Mend it."
         ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"Every line must be a JSON object. Received: {place} ({error}). Mend it.") from error
