@@ -77,6 +77,7 @@ def _panel(
         axis.set(title=f"joint training, {which}", xlabel=f"joint step (0: {start})")
         axis.plot([], [], color="grey", alpha=0.4, linewidth=1, label="training batch")
     axis.title.set_fontsize(10)
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.margins(x=0.05, y=0.12)
     axis.grid(alpha=0.25, linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
