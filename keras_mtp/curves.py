@@ -51,11 +51,15 @@ def draw(rows: Sequence[Row], *, title: str, subtitle: str, kept_step: int | Non
 
 
 def _panels(rows: Sequence[Row], heads: list[str]) -> Iterator[tuple[str, list[str]]]:
-    if any(row["stage"] == "warmup" for row in rows):
+    if _has_warmup(rows):
         yield "warmup", heads[1:]
     yield "joint", heads[:1]
     if heads[1:]:
         yield "joint", heads[1:]
+
+
+def _has_warmup(rows: Sequence[Row]) -> bool:
+    return any(row["stage"] == "warmup" for row in rows)
 
 
 def _panel(
@@ -73,7 +77,7 @@ def _panel(
         axis.set(title="heads warm up (training batches)", xlabel="warm-up step", facecolor="#f4f4f4")
     else:
         which = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
-        start = "after warm-up" if any(row["stage"] == "warmup" for row in rows) else "before"
+        start = "after warm-up" if _has_warmup(rows) else "before"
         axis.set(title=f"joint training, {which}", xlabel=f"joint step (0: {start})")
         axis.plot([], [], color="grey", alpha=0.4, linewidth=1, label="training batch")
     axis.title.set_fontsize(10)

@@ -152,12 +152,11 @@ def step_flops(
 
 
 def _block(sizes: Sizes, positions: Positions, passes: int, *, backward: bool, remat: bool) -> float:
-    products = 2 * passes * positions.count * sizes.block_weights
-    attention = (12 if backward else 4) * positions.pairs * sizes.query_dim
-    if not (backward and remat):
-        return products + attention
-    weights = sizes.block_weights - sizes.hidden_dim * sizes.intermediate_dim
-    return products + 2 * positions.count * weights + attention + 4 * positions.pairs * sizes.query_dim
+    again = int(backward and remat)
+    without_last = sizes.block_weights - sizes.hidden_dim * sizes.intermediate_dim
+    weights = passes * sizes.block_weights + again * without_last
+    attention = (12 if backward else 4) + 4 * again
+    return 2 * positions.count * weights + attention * positions.pairs * sizes.query_dim
 
 
 def _head(sizes: Sizes, positions: Positions, kind: str, trained: bool, detached: bool, remat: bool) -> float:

@@ -1,8 +1,10 @@
 """What a person sees while a run goes on: one line per event and a live bar, all on standard error.
 
 The bar shows the loss of every head, tokens per second and the time left. Where standard error is no terminal, as in a
-log file, there is a line per evaluation instead.
+log file, there is a line after the warm-up and one per evaluation instead.
 """
+
+from collections.abc import Mapping
 
 import keras
 from rich.console import Console
@@ -50,28 +52,23 @@ class ProgressBar(keras.callbacks.Callback):
         # Between the micro-batches of a step, and before the first, there is no new row to show.
         if self.bar is None or row is None or "tokens_per_second" not in row:
             return
-        losses = "  ".join(
-            f"{k.removesuffix('_loss')} {row[k]:.3f}" for k in self.log.loss_columns if k in row
-        )
         self.bar.update(
             self.task,
             description=STAGES[row["stage"]],
             total=self.totals[row["stage"]],
             completed=row["step"],
-            losses=f"{losses}  {row['tokens_per_second']:.0f} tokens/s",
+            losses=f"{_losses(self._of_heads(row), 3)}  {row['tokens_per_second']:.0f} tokens/s",
         )
 
     def on_epoch_end(self, epoch, logs=None):
         row = self.log.latest
         scores = {k.removeprefix("val_"): v for k, v in (logs or {}).items() if k.startswith("val_")}
         if row is not None and scores:
-            text = "  ".join(f"{name.removesuffix('_loss')} {value:.4f}" for name, value in scores.items())
-            self.screen.print(f"step {row['step']:>5} of {self.totals[row['stage']]}: held-out loss  {text}")
+            step = f"step {row['step']:>5} of {self.totals[row['stage']]}"
+            self.screen.print(f"{step}: held-out loss  {_losses(scores, 4)}")
         elif row is not None and row["stage"] == "warmup":
-            text = "  ".join(
-                f"{k.removesuffix('_loss')} {row[k]:.4f}" for k in self.log.loss_columns if k in row
-            )
-            self.screen.print(f"heads warmed up, {row['step']} steps: training loss  {text}")
+            losses = _losses(self._of_heads(row), 4)
+            self.screen.print(f"heads warmed up, {row['step']} steps: training loss  {losses}")
 
     def on_train_end(self, logs=None):
         self.stop()
@@ -81,3 +78,11 @@ class ProgressBar(keras.callbacks.Callback):
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
+
+    def _of_heads(self, row) -> dict[str, float]:
+        return {column: row[column] for column in self.log.loss_columns if column in row}
+
+
+def _losses(values: Mapping[str, float], digits: int) -> str:
+    """{"head_1_loss": 1.25, ...} as "head_1 1.250  ..."."""
+    return "  ".join(f"{name.removesuffix('_loss')} {value:.{digits}f}" for name, value in values.items())
