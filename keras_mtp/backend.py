@@ -5,15 +5,19 @@ and itself imports neither Keras nor a backend.
 """
 
 import contextlib
+import ctypes
 import importlib.util
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from keras_mtp.errors import UserError
 
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
+FUSED_SHAPES = 64  # compiled shapes of one function; torch's own limit of 8 is soon reached
 BACKENDS = ("jax", "tensorflow", "torch")  # in the order of preference where nobody chose
 
 
@@ -95,8 +99,24 @@ def _set_defaults(name: str) -> None:
     if name == "jax":
         defaults["JAX_COMPILATION_CACHE_DIR"] = str(_cache_folder() / "jax")
         defaults["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1"
+        _keep_freed_memory()
     for key, value in defaults.items():
         os.environ.setdefault(key, value)
+
+
+def _keep_freed_memory() -> None:
+    """Lets glibc reuse what was freed instead of returning it to the system.
+
+    JAX on a CPU allocates a step's whole working memory anew for every step, gigabytes, and the system would clear
+    every page of it again: a sixth of the step's time.
+    """
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_ARENA_MAX, 1)
+        mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def _cache_folder() -> Path:
@@ -138,6 +158,44 @@ def compiled(function: Callable, variables: Sequence) -> Callable:
             return function(*keras.tree.map_structure(keras.ops.convert_to_tensor, arguments))
 
     return without_gradients
+
+
+def fused(function: Callable) -> Callable:
+    """`function` of tensors, its elementwise work fused, where the backend would go through it operation by operation.
+
+    That is torch, by `torch.compile`: once for every shape, some ten seconds each, kept on disk from one process to the
+    next. JAX and TensorFlow compile the whole step anyway. Where torch cannot compile (it needs a C++ compiler, on a
+    GPU Triton), a warning says so once and `function` runs as it is.
+    """
+    import keras
+
+    return _TorchFused(function) if keras.config.backend() == "torch" else function
+
+
+class _TorchFused:
+    """See `fused`."""
+
+    def __init__(self, function: Callable):
+        import torch
+
+        self.function = function
+        # Symbolic shapes make kernels that are slower than none, and the batches have few shapes.
+        self.compiled = torch.compile(function, dynamic=False)
+        self.failure = torch._dynamo.exc.TorchDynamoException
+        self.many_shapes = torch._dynamo.config.patch(recompile_limit=FUSED_SHAPES)
+
+    def __call__(self, *arguments):
+        # Keras first tries a layer on tensors without values, to learn its output's shape.
+        symbolic = any(getattr(argument, "is_meta", False) for argument in arguments)
+        if self.compiled is not None and not symbolic:
+            try:
+                with self.many_shapes:
+                    return self.compiled(*arguments)
+            except self.failure as error:
+                reason = str(error).strip().partition("\n")[0]
+                warnings.warn(f"torch.compile failed, so training runs uncompiled: {reason}", stacklevel=2)
+                self.compiled = None
+        return self.function(*arguments)
 
 
 def matmul(a, b, *, transpose_b: bool = False):

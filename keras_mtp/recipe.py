@@ -213,6 +213,11 @@ class TrainingRecipe(_Table):
         False,
         "Compute each block's inside again in the backward pass instead of keeping it: less memory, about 40 % more work.",
     )
+    compile: bool = field(
+        True,
+        "On torch, fuse each block's elementwise work with torch.compile (needs a C++ compiler, on a GPU Triton); not in "
+        "stages too short to win back its minute. JAX and TensorFlow always compile.",
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

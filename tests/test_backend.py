@@ -4,7 +4,9 @@ import sys
 from pathlib import Path
 
 import keras
+import numpy as np
 import pytest
+from keras import ops
 
 from keras_mtp import backend
 from keras_mtp.errors import UserError
@@ -105,3 +107,25 @@ print("later", file=sys.stderr)
 """
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stderr == "a warning\nlater\n"
+
+
+def test_a_fused_function_computes_the_same():
+    function = backend.fused(lambda x, y: ops.tanh(x) * y + 1)
+    x = ops.convert_to_tensor(np.linspace(-2, 2, 12, dtype="float32").reshape(3, 4))
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(function(x, x)), np.tanh(np.asarray(x)) * np.asarray(x) + 1, rtol=1e-6
+    )
+
+
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="only torch fuses what it runs step by step")
+def test_where_torch_cannot_compile_a_warning_says_so_and_training_goes_on():
+    import torch
+
+    def refuse(*arguments):
+        raise torch._dynamo.exc.TorchDynamoException("no C++ compiler\nand much more")
+
+    function = backend.fused(lambda x: x + 1)
+    function.compiled = refuse
+    with pytest.warns(UserWarning, match="runs uncompiled: no C\\+\\+ compiler$"):
+        assert float(function(torch.tensor(1.0))) == 2
+    assert float(function(torch.tensor(2.0))) == 3  # and it warns once

@@ -44,8 +44,12 @@ def test_states_lead_to_the_models_own_logits(prefix_length, shared):
 
 
 @pytest.mark.parametrize("options", [{}, {"only_heads": True}, {"detach": True}])
-@pytest.mark.parametrize("change", [{"shared_tokens": SHARED}, {"remat": True}], ids=["shared", "remat"])
-def test_neither_sharing_nor_remat_changes_a_gradient(change, options):
+@pytest.mark.parametrize(
+    "change",
+    [{"shared_tokens": SHARED}, {"remat": True}, {"fused": True}, {"fused": True, "remat": True}],
+    ids=["shared", "remat", "fused", "fused and remat"],
+)
+def test_neither_sharing_nor_remat_nor_fusing_changes_a_gradient(change, options):
     """One SGD step with everything in training, trunk included: the same weights either way."""
     steps = []
     for changed in ({}, change):

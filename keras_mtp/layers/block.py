@@ -10,7 +10,7 @@ N positions, H key-value heads, G query heads per key-value head, E head size.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from keras import ops
 
@@ -44,37 +44,91 @@ class Rotation:
         )
 
 
-def apply_block(block, x, rotation: Rotation, attend: Attend):
-    """What `block(x)` computes, (B, N, D) -> (B, N, D), with `attend` in place of its attention."""
-    attention = block._self_attention_layer
-    h = block._self_attention_layernorm(x)
-    query, key, value = (_project(layer, h) for layer in _qkv(attention))
-    x = x + _project(attention._output_dense, attend(rotation(query), rotation(key), value))
-    h = block._feedforward_layernorm(x)
-    gate = block.activation(
-        ops.cast(block._feedforward_gate_dense(h), "float32")
-    )  # in float32, as keras-hub does
-    gate = ops.cast(gate, block.compute_dtype)
-    return x + block._feedforward_output_dense(block._feedforward_intermediate_dense(h) * gate)
+class BlockWeights(NamedTuple):
+    """What a block multiplies with, matrices in the compute dtype, so that one function runs every block.
+
+    A matrix is (inputs, outputs), heads flattened. In place of the matrix stands the layer itself where something is
+    attached to it that a matrix does not say (LoRA, quantisation): it is then called.
+    """
+
+    attention_scale: Any  # (D,), float32, as the other norm's
+    query: Any
+    key: Any
+    value: Any
+    output: Any
+    feedforward_scale: Any
+    gate: Any
+    up: Any
+    down: Any
+    head_dim: int
+    epsilon: float  # of both norms
+
+    @classmethod
+    def of(cls, block) -> "BlockWeights":
+        """Reads them off a keras-hub `LlamaTransformerDecoder`."""
+        attention, attention_norm = block._self_attention_layer, block._self_attention_layernorm
+        return cls(
+            attention_scale=ops.convert_to_tensor(attention_norm.scale),
+            query=_matrix(attention._query_dense, inputs=1),
+            key=_matrix(attention._key_dense, inputs=1),
+            value=_matrix(attention._value_dense, inputs=1),
+            output=_matrix(attention._output_dense, inputs=2),
+            feedforward_scale=ops.convert_to_tensor(block._feedforward_layernorm.scale),
+            gate=_matrix(block._feedforward_gate_dense, inputs=1),
+            up=_matrix(block._feedforward_intermediate_dense, inputs=1),
+            down=_matrix(block._feedforward_output_dense, inputs=1),
+            head_dim=attention._query_dense.kernel.shape[-1],
+            epsilon=attention_norm.epsilon,
+        )
 
 
-def _qkv(attention):
-    return attention._query_dense, attention._key_dense, attention._value_dense
-
-
-def _project(dense, x):
-    """`dense(x)` for an `EinsumDense` between (B, N, D) and (B, N, heads, E), in either direction.
+def _matrix(dense, inputs: int):
+    """The kernel, its first `inputs` axes summed over, as one matrix.
 
     As one plain matrix product: torch runs Keras' einsum as a batched product of copies, at half the speed.
     """
     if dense.lora_enabled or dense.quantization_mode is not None:
-        return dense(x)
+        return dense
     kernel = ops.cast(dense.kernel, dense.compute_dtype)
-    inputs = len(x.shape) - 2  # axes of the kernel that are summed over
-    shape = (*ops.shape(x)[:2], math.prod(kernel.shape[:inputs]))
-    x = ops.reshape(x, shape) if inputs > 1 else x
-    y = ops.matmul(x, ops.reshape(kernel, (shape[2], -1)))
-    return y if inputs > 1 else ops.reshape(y, (*shape[:2], *kernel.shape[1:]))
+    return ops.reshape(kernel, (math.prod(kernel.shape[:inputs]), -1))
+
+
+def apply_block(block, x, rotation: Rotation, attend: Attend):
+    """What `block(x)` computes, (B, N, D) -> (B, N, D), with `attend` in place of its attention."""
+    return run_block(BlockWeights.of(block), x, rotation, attend)
+
+
+def run_block(weights: BlockWeights, x, rotation: Rotation, attend: Attend):
+    """The block itself, of tensors alone: what `backend.fused` can take."""
+    shape = tuple(ops.shape(x)[:2])
+
+    def project(h, weight):
+        if not ops.is_tensor(weight):
+            return weight(h)
+        return ops.reshape(
+            ops.matmul(h, weight), (*shape, weight.shape[1] // weights.head_dim, weights.head_dim)
+        )
+
+    h = _norm(x, weights.attention_scale, weights.epsilon)
+    query, key, value = (project(h, w) for w in (weights.query, weights.key, weights.value))
+    attended = attend(rotation(query), rotation(key), value)
+    if ops.is_tensor(weights.output):
+        attended = ops.reshape(attended, (*shape, weights.output.shape[0]))
+    x = x + _product(attended, weights.output)
+    h = _norm(x, weights.feedforward_scale, weights.epsilon)
+    gate = ops.silu(ops.cast(_product(h, weights.gate), "float32"))  # in float32, as keras-hub does
+    return x + _product(_product(h, weights.up) * ops.cast(gate, h.dtype), weights.down)
+
+
+def _product(x, weight):
+    return ops.matmul(x, weight) if ops.is_tensor(weight) else weight(x)
+
+
+def _norm(x, scale, epsilon: float):
+    """RMS norm in float32, as keras-hub's `LlamaLayerNorm`."""
+    h = ops.cast(x, "float32")
+    h = h * ops.rsqrt(ops.mean(ops.square(h), axis=-1, keepdims=True) + epsilon)
+    return ops.cast(h * scale, x.dtype)
 
 
 def grouped_attention(query, key, value, visible, scale: float):

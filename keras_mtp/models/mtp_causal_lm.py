@@ -188,6 +188,7 @@ class MTPCausalLM(keras.Model):
         only_heads: bool = False,
         detach: bool = False,
         remat: bool = False,
+        fused: bool = False,
     ) -> TrainingView:
         """A plain Keras model on the same layers that gives hidden states, to be trained with `LinearCrossEntropy`.
 
@@ -196,9 +197,15 @@ class MTPCausalLM(keras.Model):
             only_heads: leave `head_1` out, as when the heads are warmed up.
             detach: cut the gradient between the heads and the trunk, so that the heads learn but do not teach.
             remat: compute a block's inside again in the backward pass instead of keeping it.
+            fused: fuse the elementwise work of the blocks, see `keras_mtp.backend.fused`.
         """
         return TrainingView(
-            self, shared_tokens=shared_tokens, only_heads=only_heads, detach=detach, remat=remat
+            self,
+            shared_tokens=shared_tokens,
+            only_heads=only_heads,
+            detach=detach,
+            remat=remat,
+            fused=fused,
         )
 
     def get_config(self):

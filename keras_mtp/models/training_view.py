@@ -11,7 +11,8 @@ look at the shared keys and at its own.
 import keras
 from keras import ops
 
-from keras_mtp.layers.block import Rotation, apply_block, grouped_attention
+from keras_mtp import backend
+from keras_mtp.layers.block import BlockWeights, Rotation, grouped_attention, run_block
 from keras_mtp.layers.untrained import Untrained
 
 
@@ -24,6 +25,7 @@ class TrainingView(keras.Model):
         only_heads: leave `head_1` out, as when the heads are warmed up.
         detach: cut the gradient between the heads and the trunk, so that the heads learn but do not teach.
         remat: compute a block's inside again in the backward pass instead of keeping it (rematerialisation).
+        fused: fuse the elementwise work of the blocks, see `backend.fused`; for views that are run many times.
 
     Call arguments:
         token_ids: int tensor (B, T), T > S, padded on the right.
@@ -40,6 +42,7 @@ class TrainingView(keras.Model):
         only_heads: bool = False,
         detach: bool = False,
         remat: bool = False,
+        fused: bool = False,
     ):
         super().__init__(name="training_view", dtype=model.backbone.token_embedding.dtype_policy)
         self.backbone = model.backbone
@@ -50,6 +53,8 @@ class TrainingView(keras.Model):
         self.only_heads = only_heads
         self.detach = detach
         self.remat = remat
+        self.fused = fused
+        self.run_block = backend.fused(run_block) if fused else run_block
         self.untrained_norm = Untrained(model.backbone.layer_norm)
         self.built = True
 
@@ -86,7 +91,7 @@ class _Packed:
             self.prefix_length = prefix_embedding.length
             shared = prefix_embedding(own[:, :0] if shared is None else shared)
         self.shared_tokens = shared_tokens
-        self.remat = view.remat
+        self.remat, self.run_block = view.remat, view.run_block
         self.shared = self.prefix_length + shared_tokens
         self.embeddings = own if shared is None else ops.concatenate([shared, own], axis=1)
         own_positions = self.shared + ops.arange(self.own, dtype="int32")
@@ -102,7 +107,7 @@ class _Packed:
 
     def block(self, block, x):
         def apply(x):
-            return apply_block(block, x, self.rotation, self.attend)
+            return self.run_block(BlockWeights.of(block), x, self.rotation, self.attend)
 
         # TensorFlow gives what `apply` merely captures no gradient: rotation and mask need none.
         return keras.remat(apply)(x) if self.remat else apply(x)
