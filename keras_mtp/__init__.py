@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from keras_mtp.layers.linear_head import LinearHead as LinearHead
     from keras_mtp.layers.mtp_head import MTPHead as MTPHead
     from keras_mtp.layers.prefix_embedding import PrefixEmbedding as PrefixEmbedding
+    from keras_mtp.layers.sequential_head import SequentialHead as SequentialHead
     from keras_mtp.layers.transformer_head import TransformerHead as TransformerHead
     from keras_mtp.losses import LinearCrossEntropy as LinearCrossEntropy
     from keras_mtp.models.backbone import load_backbone as load_backbone
@@ -32,6 +33,7 @@ _MODULES = {
     "MTPCausalLM": "models.mtp_causal_lm",
     "MTPHead": "layers.mtp_head",
     "PrefixEmbedding": "layers.prefix_embedding",
+    "SequentialHead": "layers.sequential_head",
     "TransformerHead": "layers.transformer_head",
     "UserError": "errors",
     "head_targets": "data.targets",
@@ -39,7 +41,13 @@ _MODULES = {
     "load_backbone": "models.backbone",
     "training_arrays": "data.targets",
 }
-_REGISTERED = ("layers.linear_head", "layers.transformer_head", "models.mtp_causal_lm", "training")
+_REGISTERED = (
+    "layers.linear_head",
+    "layers.sequential_head",
+    "layers.transformer_head",
+    "models.mtp_causal_lm",
+    "training",
+)
 
 __all__ = sorted(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 TRAINED = ("full", "prefix", "heads")
+KINDS = ("transformer", "sequential", "linear")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +118,7 @@ def step_flops(
         trained: "prefix" (the trunk is frozen; LoRA costs as much plus its small matrices), "full", or "heads" (the
             warm-up of the heads, where the trunk gets no gradient and `head_1` makes no logits).
         heads: number of heads beyond `head_1`.
-        kind: "transformer" or "linear".
+        kind: "transformer", "sequential" or "linear".
         heads_trained: whether their weights are trained. detached: whether their gradient stops before the trunk.
         remat: whether blocks are computed again in the backward pass.
 
@@ -136,12 +137,12 @@ def step_flops(
     """
     if trained not in TRAINED:
         raise ValueError(f"`trained` must be one of {TRAINED}. Received: trained={trained!r}")
-    if kind not in ("transformer", "linear"):
-        raise ValueError(f'`kind` must be "transformer" or "linear". Received: kind={kind!r}')
+    if kind not in KINDS:
+        raise ValueError(f"`kind` must be one of {KINDS}. Received: kind={kind!r}")
     detached = detached or trained == "heads"
     trunk_passes = {"full": 3, "prefix": 2, "heads": 1}[trained]
-    # Transformer heads run beside the last block: while they alone are trained, nobody needs it.
-    layers = sizes.num_layers - (trained == "heads" and kind == "transformer")
+    # Heads that are a block run beside the last one: while they alone are trained, nobody needs it.
+    layers = sizes.num_layers - (trained == "heads" and kind != "linear")
     # The unembedding is trained by head_1 at most, and only where the trunk is.
     head_1_rows = labelled_rows / (1 + heads) if trained == "full" else 0
     return StepFlops(
@@ -161,7 +162,10 @@ def _block(sizes: Sizes, positions: Positions, passes: int, *, backward: bool, r
 
 def _head(sizes: Sizes, positions: Positions, kind: str, trained: bool, detached: bool, remat: bool) -> float:
     passes = 3 if trained else 2
-    if kind == "transformer":
-        # Detached or not: the scale of the norm it begins with is trained, and needs the gradient of all that follows.
-        return _block(sizes, positions, passes, backward=True, remat=remat)
-    return 2 * (passes - detached) * positions.count * sizes.hidden_dim**2
+    square = 2 * (passes - detached) * positions.count * sizes.hidden_dim**2
+    if kind == "linear":
+        return square
+    # Detached or not: the scale of the norm it begins with is trained, and needs the gradient of all that follows.
+    block = _block(sizes, positions, passes, backward=True, remat=remat)
+    # A sequential head's projection is two squares, of the state and of the embedding.
+    return block + 2 * square if kind == "sequential" else block

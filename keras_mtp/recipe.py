@@ -146,12 +146,13 @@ class HeadsRecipe(_Table):
     count: int = field(1, "How many: with 1 there is head_2, which predicts two tokens ahead.", minimum=0)
     kind: str = field(
         "transformer",
-        "transformer: a decoder block beside the last one. linear: a square matrix on the last state.",
-        choices=("transformer", "linear"),
+        "transformer: a decoder block beside the last one. sequential: the same, and it sees the token before the one it "
+        "predicts, so it drafts better. linear: a square matrix on the last state.",
+        choices=("transformer", "sequential", "linear"),
     )
     start: str = field(
         "last_block",
-        "What a transformer head starts as: a copy of the last block, or random numbers.",
+        "What a transformer or sequential head starts as: a copy of the last block, or random numbers.",
         choices=("last_block", "random"),
     )
     weight: float = field(0.1, "Weight of head_2's loss beside head_1's, whose weight is 1.", minimum=0)

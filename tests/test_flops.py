@@ -17,6 +17,7 @@ from keras_mtp.data.encoding import Encoded
 from keras_mtp.evaluation import HeldOutEvaluation
 from keras_mtp.flops import Positions, Sizes, step_flops
 from keras_mtp.layers.linear_head import LinearHead
+from keras_mtp.layers.sequential_head import SequentialHead
 from keras_mtp.layers.transformer_head import TransformerHead
 from keras_mtp.losses import LinearCrossEntropy
 from keras_mtp.metrics import MetricsLog
@@ -33,7 +34,7 @@ needs_a_counter = pytest.mark.skipif(BACKEND == "tensorflow", reason="TensorFlow
 ROWS, PROMPT, ANSWER, PREFIX, VOCABULARY = 16, 24, 8, 8, 512
 WIDE = {"vocabulary_size": VOCABULARY, "num_layers": 2, "hidden_dim": 256, "intermediate_dim": 768}
 POSITIONS = Positions(rows=ROWS, own=PROMPT + ANSWER, shared=PREFIX)
-KINDS = {"transformer": TransformerHead, "linear": LinearHead}
+KINDS = {"transformer": TransformerHead, "sequential": SequentialHead, "linear": LinearHead}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,9 @@ CASES = {
     "prefix and two heads": Case(heads=2),
     "prefix and detached head": Case(heads=1, detached=True),
     "prefix and linear head": Case(heads=1, kind="linear"),
+    "prefix and sequential heads": Case(heads=2, kind="sequential"),
+    "prefix and frozen sequential head": Case(heads=1, kind="sequential", heads_trained=False),
+    "sequential head": Case(trained="heads", heads=1, kind="sequential"),
     "prefix and head, blocks computed again": Case(heads=1, remat=True),
 }
 

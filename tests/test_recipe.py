@@ -65,7 +65,7 @@ def test_whole_number_is_a_number_but_true_is_not():
         ("[heads]\ncount = -1", "`heads.count` must be at least 0. Received: heads.count=-1."),
         ("[training]\nepsilon = 0.0", "`training.epsilon` must be above 0."),
         ("[training]\nlearning_rate_warmup = 1.5", "`training.learning_rate_warmup` must be at most 1."),
-        ("[heads]\nkind = 'lineer'", "`heads.kind` must be transformer or linear. Received: heads.kind='lineer'. Did you mean `linear`?"),
+        ("[heads]\nkind = 'lineer'", "`heads.kind` must be transformer or sequential or linear. Received: heads.kind='lineer'. Did you mean `linear`?"),
         ("name = '../x'", "`name` must be letters, digits"),
         ("[training]\naccumulation = 3", "`training.accumulation` must divide `training.batch_size`."),
         ("[model]\ndtype = 'bfloat16'", "`model.dtype=bfloat16` needs `training.dtype=mixed_bfloat16`"),

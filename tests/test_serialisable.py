@@ -12,7 +12,8 @@ import pytest
 import keras_mtp
 from keras_mtp.layers.linear_head import LinearHead
 from keras_mtp.layers.prefix_embedding import PrefixEmbedding
-from keras_mtp.layers.transformer_head import TransformerHead
+from keras_mtp.layers.sequential_head import SequentialHead
+from keras_mtp.layers.transformer_head import BlockHead, TransformerHead
 from keras_mtp.layers.untrained import Untrained
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
 from keras_mtp.training import PerOptimizerStep
@@ -30,18 +31,21 @@ def _dense():
     return dense
 
 
-# How to make one of each, ready to be called on (B, T, 32) states; the model takes token ids.
+# How to make one of each, ready to be called on (B, T, 32) states (the sequential head on two such); the model takes
+# token ids.
 MAKE = {
     PrefixEmbedding: lambda **kw: PrefixEmbedding(4, **kw),
     LinearHead: lambda **kw: LinearHead(**kw),
     TransformerHead: lambda **kw: _bound(TransformerHead(**kw)),
+    SequentialHead: lambda **kw: _bound(SequentialHead(**kw)),
     Untrained: lambda **kw: Untrained(_dense(), **kw),
     PerOptimizerStep: lambda: PerOptimizerStep(keras.optimizers.schedules.CosineDecay(0.1, 8), 4),
     MTPCausalLM: lambda: MTPCausalLM(
-        tiny.backbone(), prefix_length=3, heads=[TransformerHead(), LinearHead()]
+        tiny.backbone(), prefix_length=3, heads=[TransformerHead(), LinearHead(), SequentialHead()]
     ),
 }
 LAYERS = [cls for cls in MAKE if issubclass(cls, keras.layers.Layer) and cls is not MTPCausalLM]
+BOUND = [cls for cls in LAYERS if issubclass(cls, BlockHead)]
 TRAINED = [cls for cls in LAYERS if cls is not Untrained]
 
 
@@ -63,9 +67,17 @@ def _states(seed=0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(2, 5, 32)).astype("float32")
 
 
-def _call(thing):
-    inputs = tiny.token_ids() if isinstance(thing, MTPCausalLM) else _states()
-    return keras.tree.map_structure(keras.ops.convert_to_numpy, thing(inputs))
+def _inputs(cls) -> list[np.ndarray]:
+    return [_states(seed) for seed in range(2 if getattr(cls, "reads_tokens", False) else 1)]
+
+
+def _functional(layer) -> keras.Model:
+    inputs = [keras.Input((None, 32)) for _ in _inputs(type(layer))]
+    return keras.Model(inputs, layer(*inputs))
+
+
+def _call(thing, inputs):
+    return keras.tree.map_structure(keras.ops.convert_to_numpy, thing(*inputs))
 
 
 def test_every_registered_class_is_under_contract():
@@ -89,29 +101,28 @@ def test_config_survives_json(cls):
 @pytest.mark.parametrize("cls", LAYERS)
 def test_symbolic_shape_is_the_eager_shape(cls):
     layer = MAKE[cls]()
-    symbolic = layer(keras.KerasTensor((2, 5, 32)))
-    assert tuple(symbolic.shape) == _call(layer).shape
+    inputs = _inputs(cls)
+    symbolic = layer(*(keras.KerasTensor(array.shape) for array in inputs))
+    assert tuple(symbolic.shape) == _call(layer, inputs).shape
 
 
 @pytest.mark.parametrize("cls", [*LAYERS, MTPCausalLM])
 def test_keras_file_gives_the_same_outputs(cls, tmp_path):
-    thing = MAKE[cls]()
-    if cls is not MTPCausalLM:
-        inputs = keras.Input((None, 32))
-        thing = keras.Model(inputs, thing(inputs))
+    is_model = cls is MTPCausalLM
+    thing = MAKE[cls]() if is_model else _functional(MAKE[cls]())
     thing.save(tmp_path / "it.keras")
     again = keras.models.load_model(tmp_path / "it.keras")
-    keras.tree.map_structure(np.testing.assert_array_equal, _call(again), _call(thing))
+    inputs = [tiny.token_ids() if is_model else _inputs(cls)]
+    keras.tree.map_structure(np.testing.assert_array_equal, _call(again, inputs), _call(thing, inputs))
 
 
 @pytest.mark.parametrize("cls", TRAINED)
 def test_one_step_moves_every_trainable_weight(cls):
-    inputs = keras.Input((None, 32))
-    model = keras.Model(inputs, MAKE[cls]()(inputs))
+    model, inputs = _functional(MAKE[cls]()), _inputs(cls)
     before = tiny.arrays(model.trainable_variables)
     model.compile(keras.optimizers.SGD(0.1), loss="mse")
-    targets = np.random.default_rng(3).normal(size=_call(model).shape)
-    model.train_on_batch(_states(), targets)
+    targets = np.random.default_rng(3).normal(size=_call(model, [inputs]).shape)
+    model.train_on_batch(inputs, targets)
     for variable, value, old in zip(
         model.trainable_variables, tiny.arrays(model.trainable_variables), before, strict=True
     ):
@@ -145,9 +156,9 @@ def tiny_first(layer) -> np.ndarray:
 @pytest.mark.parametrize("cls", TRAINED)
 def test_mixed_bfloat16_keeps_float32_weights(cls):
     policy = keras.DTypePolicy("mixed_bfloat16")
-    layer = MAKE[cls](dtype=policy) if cls is not TransformerHead else TransformerHead()
-    if cls is TransformerHead:
+    layer = cls() if cls in BOUND else MAKE[cls](dtype=policy)
+    if cls in BOUND:
         layer.bind(tiny.backbone(dtype="bfloat16"), policy)
-    outputs = layer(keras.ops.cast(_states(), "bfloat16"))
+    outputs = layer(*(keras.ops.cast(states, "bfloat16") for states in _inputs(cls)))
     assert keras.backend.standardize_dtype(outputs.dtype) == "bfloat16"
     assert {v.dtype for v in layer.trainable_variables} == {"float32"}

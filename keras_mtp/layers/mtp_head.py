@@ -8,6 +8,7 @@ independent heads on a shared trunk, with the unembedding shared by all. `head_k
 from typing import ClassVar
 
 import keras
+from keras import ops
 
 
 class MTPHead(keras.layers.Layer):
@@ -17,7 +18,8 @@ class MTPHead(keras.layers.Layer):
     A head written by the user as `TransformerHead()` knows no sizes; `bind` reads them off the backbone, after which
     the head's config is complete.
 
-    A subclass sets `reads` and implements `adopt` and `call`.
+    A subclass sets `reads` and implements `adopt` and `call`. One that sets `reads_tokens` gets a second argument:
+    `call(hidden_states, next_embeddings)`, as `SequentialHead` does.
 
     Example: a head of one's own, twice as wide inside.
 
@@ -45,6 +47,8 @@ class MTPHead(keras.layers.Layer):
     # The trunk state the head is fed: "last_block" (output of the last block, before the final norm) or
     # "before_last_block" (its input: the head then runs parallel to the last block).
     reads: ClassVar[str] = "last_block"
+    # Whether it also sees, as `head_k` at position t, the embedding of `token[t + k - 1]`, the one before its target.
+    reads_tokens: ClassVar[bool] = False
 
     def bind(self, backbone: keras.Model, dtype: keras.DTypePolicy) -> None:
         """Takes sizes and first weights from `backbone`. A head that is built already is left as it is.
@@ -62,13 +66,31 @@ class MTPHead(keras.layers.Layer):
         """Builds the head for `backbone` and gives it its first weights."""
         raise NotImplementedError
 
-    def advance(self, hidden_states, apply_block):
+    def advance(self, hidden_states, apply_block, *next_embeddings):
         """As `call`, but `apply_block(block, x)` runs whatever decoder blocks the head is made of.
 
         Training and decoding arrange a batch's positions each in their own way, which a block's attention must follow;
         a head without attention does not care.
         """
-        return self(hidden_states)
+        return self(hidden_states, *next_embeddings)
 
     def compute_output_shape(self, input_shape):
         return input_shape
+
+
+def tokens_ahead(token_ids, places: int):
+    """`token_ids[:, t + places]` at t, (B, T) -> (B, T); past the end 0, with which batches are padded as well."""
+    return ops.pad(token_ids, ((0, 0), (0, places)))[:, places:]
+
+
+def next_embeddings(token_embedding, token_ids, prefix_length: int):
+    """What a head that `reads_tokens` is given: embeddings that no gradient reaches, zeros for the prefix.
+
+    Args:
+        token_embedding: the backbone's. token_ids: int tensor (B, T), moved by `tokens_ahead` already.
+
+    Returns:
+        Float tensor (B, P + T, D).
+    """
+    embeddings = ops.stop_gradient(token_embedding(token_ids))
+    return ops.pad(embeddings, ((0, 0), (prefix_length, 0), (0, 0)))

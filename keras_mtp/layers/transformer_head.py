@@ -26,8 +26,48 @@ BLOCK_ARGUMENTS = (
 )
 
 
+class BlockHead(MTPHead):
+    """A head that is a Llama decoder block, parallel to the backbone's last one: how it is made and what it starts as.
+
+    See `TransformerHead` for the arguments. A subclass implements `call` and `advance`.
+    """
+
+    reads = "before_last_block"
+
+    def __init__(self, start: str = "last_block", seed: int = 0, block: Mapping | None = None, **kwargs):
+        super().__init__(**kwargs)
+        if start not in ("last_block", "random"):
+            raise ValueError(f'`start` must be "last_block" or "random". Received: start={start!r}')
+        self.start = start
+        self.seed = seed
+        self.block = None if block is None else dict(block)
+
+    def build(self, input_shape):
+        if self.block is None:
+            raise ValueError(
+                f"A `{type(self).__name__}` takes its sizes from a backbone: pass it to `MTPCausalLM(heads=[...])`."
+            )
+        self.decoder = LlamaTransformerDecoder(
+            **self.block, activation="silu", dtype=self.dtype_policy, name="decoder"
+        )
+        self.decoder.build(input_shape)
+        self.built = True
+
+    def adopt(self, backbone):
+        last_block = backbone.transformer_layers[-1]
+        self.block = {name: getattr(last_block, name) for name in BLOCK_ARGUMENTS}
+        self.build((None, None, backbone.hidden_dim))
+        if self.start == "last_block":
+            self.decoder.set_weights(last_block.get_weights())
+        else:
+            self.decoder.set_weights(_random_weights(self.decoder.weights, self.seed))
+
+    def get_config(self):
+        return {**super().get_config(), "start": self.start, "seed": self.seed, "block": self.block}
+
+
 @keras.saving.register_keras_serializable("keras_mtp")
-class TransformerHead(MTPHead):
+class TransformerHead(BlockHead):
     """A Llama decoder block fed with the state before the backbone's last block.
 
     Args:
@@ -53,44 +93,11 @@ class TransformerHead(MTPHead):
     Reference: arXiv 2404.19737, section 2 (one transformer layer per head, parallel to the trunk's last).
     """
 
-    reads = "before_last_block"
-
-    def __init__(self, start: str = "last_block", seed: int = 0, block: Mapping | None = None, **kwargs):
-        super().__init__(**kwargs)
-        if start not in ("last_block", "random"):
-            raise ValueError(f'`start` must be "last_block" or "random". Received: start={start!r}')
-        self.start = start
-        self.seed = seed
-        self.block = None if block is None else dict(block)
-
-    def build(self, input_shape):
-        if self.block is None:
-            raise ValueError(
-                "A `TransformerHead` takes its sizes from a backbone: pass it to `MTPCausalLM(heads=[...])`."
-            )
-        self.decoder = LlamaTransformerDecoder(
-            **self.block, activation="silu", dtype=self.dtype_policy, name="decoder"
-        )
-        self.decoder.build(input_shape)
-        self.built = True
-
-    def adopt(self, backbone):
-        last_block = backbone.transformer_layers[-1]
-        self.block = {name: getattr(last_block, name) for name in BLOCK_ARGUMENTS}
-        self.build((None, None, backbone.hidden_dim))
-        if self.start == "last_block":
-            self.decoder.set_weights(last_block.get_weights())
-        else:
-            self.decoder.set_weights(_random_weights(self.decoder.weights, self.seed))
-
     def call(self, hidden_states):
         return self.decoder(hidden_states)
 
     def advance(self, hidden_states, apply_block):
         return apply_block(self.decoder, hidden_states)
-
-    def get_config(self):
-        return {**super().get_config(), "start": self.start, "seed": self.seed, "block": self.block}
 
 
 def _random_weights(variables: list[keras.Variable], seed: int) -> list[np.ndarray]:

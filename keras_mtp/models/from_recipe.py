@@ -5,6 +5,7 @@ import keras
 from keras_mtp.data.chat_template import MODELS_OWN, read_template
 from keras_mtp.data.tokenizer import Tokenizer
 from keras_mtp.layers.linear_head import LinearHead
+from keras_mtp.layers.sequential_head import SequentialHead
 from keras_mtp.layers.transformer_head import TransformerHead
 from keras_mtp.models.backbone import Pretrained, load_backbone
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
@@ -59,4 +60,5 @@ def _prefix_start(recipe: Recipe, tokenizer: Tokenizer) -> str | list[int]:
 def _head(recipe: Recipe, k: int) -> keras.layers.Layer:
     if recipe.heads.kind == "linear":
         return LinearHead(name=f"head_{k}")
-    return TransformerHead(start=recipe.heads.start, seed=recipe.training.seed + k, name=f"head_{k}")
+    kind = {"transformer": TransformerHead, "sequential": SequentialHead}[recipe.heads.kind]
+    return kind(start=recipe.heads.start, seed=recipe.training.seed + k, name=f"head_{k}")

@@ -4,7 +4,7 @@
        | token_embedding
        | PrefixEmbedding            (B, P + T, D)
        | block 1 ... block L-1 ----------------------.
-       | block L            .------------------------+   "before_last_block": transformer heads
+       | block L            .------------------------+   "before_last_block": transformer and sequential heads
        +--------------------+----------.             |   "last_block": linear heads
        |                    head_2    ...        head_2 ...
        | norm               | norm (shared, not trained by the far heads)
@@ -24,7 +24,7 @@ from keras import ops
 
 from keras_mtp.data.tokenizer import Tokenizer
 from keras_mtp.generation.text import Prompt, TextGenerator
-from keras_mtp.layers.mtp_head import MTPHead
+from keras_mtp.layers.mtp_head import MTPHead, next_embeddings, tokens_ahead
 from keras_mtp.layers.prefix_embedding import PrefixEmbedding, start_vectors
 from keras_mtp.layers.untrained import Untrained
 from keras_mtp.models.backbone import DEFAULT_MODEL, load_backbone
@@ -254,7 +254,11 @@ def _heads_graph(backbone, prefix_embedding, heads, token_ids, view: str) -> dic
     outputs = {"head_1": readout(states["last_block"], backbone.layer_norm, backbone.token_embedding)}
     for k, head in enumerate(heads, start=2):
         shared = Untrained(backbone.layer_norm), Untrained(backbone.token_embedding)
-        outputs[f"head_{k}"] = readout(head(states[head.reads]), *shared)
+        seen = [states[head.reads]]
+        if head.reads_tokens:
+            ahead = tokens_ahead(token_ids, k - 1)
+            seen.append(next_embeddings(backbone.token_embedding, ahead, prefix_length))
+        outputs[f"head_{k}"] = readout(head(*seen), *shared)
     return outputs
 
 

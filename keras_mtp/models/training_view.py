@@ -6,6 +6,9 @@
 Under a causal mask the states of the prefix and of those S tokens are the same in every row, so a batch needs them once.
 Everything but attention sees one long row, which also makes matrix products large. In attention, a row's own positions
 look at the shared keys and at its own.
+
+A head that also sees the token before its target sees, at the last of the S tokens, one that is a row's own: with such a
+head as `head_k`, k - 1 tokens fewer are shared.
 """
 
 import keras
@@ -13,6 +16,7 @@ from keras import ops
 
 from keras_mtp import backend
 from keras_mtp.layers.block import BlockWeights, Rotation, grouped_attention, run_block
+from keras_mtp.layers.mtp_head import next_embeddings, tokens_ahead
 from keras_mtp.layers.untrained import Untrained
 
 
@@ -49,7 +53,8 @@ class TrainingView(keras.Model):
         self.prefix_embedding = model.prefix_embedding
         self.heads = list(model.heads)
         self.head_names = model.head_names
-        self.shared_tokens = shared_tokens
+        places_ahead = [places for places, head in enumerate(self.heads, start=1) if head.reads_tokens]
+        self.shared_tokens = max(shared_tokens - max(places_ahead, default=0), 0)
         self.only_heads = only_heads
         self.detach = detach
         self.remat = remat
@@ -72,8 +77,9 @@ class TrainingView(keras.Model):
             outputs["head_1"] = packed.rows(self.backbone.layer_norm(packed.answers(states["last_block"])))
         if self.detach or self.only_heads:
             states = {name: ops.stop_gradient(state) for name, state in states.items()}
-        for name, head in zip(self.head_names[1:], self.heads, strict=True):
-            state = head.advance(states[head.reads], packed.block)
+        for places, (name, head) in enumerate(zip(self.head_names[1:], self.heads, strict=True), start=1):
+            tokens = [packed.next_embeddings(places)] if head.reads_tokens else []
+            state = head.advance(states[head.reads], packed.block, *tokens)
             outputs[name] = packed.rows(self.untrained_norm(packed.answers(state)))
         return outputs
 
@@ -84,16 +90,14 @@ class _Packed:
     def __init__(self, token_ids, view: TrainingView):
         backbone, prefix_embedding, shared_tokens = view.backbone, view.prefix_embedding, view.shared_tokens
         self.batch_size, self.own = ops.shape(token_ids)[0], ops.shape(token_ids)[1] - shared_tokens
-        shared = backbone.token_embedding(token_ids[:1, :shared_tokens]) if shared_tokens else None
-        own = backbone.token_embedding(ops.reshape(token_ids[:, shared_tokens:], (1, -1)))
-        self.prefix_length = 0
-        if prefix_embedding is not None:
-            self.prefix_length = prefix_embedding.length
-            shared = prefix_embedding(own[:, :0] if shared is None else shared)
+        self.token_ids = token_ids
+        self.token_embedding = backbone.token_embedding
         self.shared_tokens = shared_tokens
-        self.remat, self.run_block = view.remat, view.run_block
+        self.prefix_length = 0 if prefix_embedding is None else prefix_embedding.length
         self.shared = self.prefix_length + shared_tokens
-        self.embeddings = own if shared is None else ops.concatenate([shared, own], axis=1)
+        self.remat, self.run_block = view.remat, view.run_block
+        x = self.token_embedding(self.pack(token_ids))
+        self.embeddings = x if prefix_embedding is None else prefix_embedding(x)
         own_positions = self.shared + ops.arange(self.own, dtype="int32")
         positions = ops.concatenate(
             [ops.arange(self.shared, dtype="int32"), ops.tile(own_positions, [self.batch_size])]
@@ -104,6 +108,11 @@ class _Packed:
         keys = ops.arange(self.shared + self.own, dtype="int32")
         self.visible = (keys[None] <= own_positions[:, None])[None]
         self.visible_shared = (keys[None, : self.shared] <= keys[: self.shared, None])[None]
+
+    def next_embeddings(self, places):
+        """The embeddings of the tokens so many places ahead, (1, N, D)."""
+        ahead = self.pack(tokens_ahead(self.token_ids, places))
+        return next_embeddings(self.token_embedding, ahead, self.prefix_length)
 
     def block(self, block, x):
         def apply(x):
@@ -120,6 +129,13 @@ class _Packed:
         keys, values = self.with_shared(k_shared, k), self.with_shared(v_shared, v)
         of_own = grouped_attention(q, keys, values, self.visible, self.scale)
         return ops.concatenate([of_shared, self.join(of_own)], axis=1)
+
+    def pack(self, token_ids):
+        """(B, T) -> (1, S + B * (T - S))."""
+        own = ops.reshape(token_ids[:, self.shared_tokens :], (1, -1))
+        return (
+            ops.concatenate([token_ids[:1, : self.shared_tokens], own], axis=1) if self.shared_tokens else own
+        )
 
     def split(self, x):
         """(1, N, ...) -> (1, P + S, ...) and (B, T - S, ...)."""
