@@ -16,7 +16,7 @@ class StepLog(keras.callbacks.Callback):
     """Writes the exact losses of every optimizer step, where Keras reports running means over the epoch.
 
     Args:
-        log: where to write. stage: "warmup" or "joint". batches: what the stage is fed.
+        log: where to write. stage: "warmup", "joint" or "heads". batches: what the stage is fed.
     """
 
     def __init__(self, log: MetricsLog, stage: str, batches: Batches):

@@ -2,7 +2,7 @@
 
     checkpoint/
       trained.safetensors     prefix and heads (and whatever else was trained), by names that no backend decides
-      optimizer.safetensors   the optimizer of the joint stage
+      optimizer.safetensors   the optimizer of the last stage
       checkpoint.json         format, base model and its hash, steps done, SHA-256 of the two files
 
 The base model is not in it, only its name and hash: megabytes, not gigabytes. Weights are neutral: a checkpoint written
@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, get_origin
@@ -41,7 +41,7 @@ class Manifest:
     Args:
         format: version of this layout.
         base: name of the base model. base_sha256: hash of its file.
-        steps: joint optimizer steps that the weights have seen.
+        steps: optimizer steps of the last stage that the weights have seen.
         files: SHA-256 by file name.
 
     Raises:
@@ -73,8 +73,8 @@ def save(
 
     Args:
         model: its prefix and heads are kept, and what is trainable of its backbone.
-        optimizer_variables: state of the joint stage's optimizer.
-        base: the model that was fine-tuned. steps: joint optimizer steps that the weights have seen.
+        optimizer_variables: state of the last stage's optimizer.
+        base: the model that was fine-tuned. steps: optimizer steps of that stage that the weights have seen.
 
     Raises:
         UserError: the files cannot be written. Nothing of them is left then.
@@ -136,12 +136,12 @@ def require_base(manifest: Manifest, base: BaseInfo, run: Path) -> None:
         )
 
 
-def restore(folder: Path, model: "MTPCausalLM", *, base: BaseInfo, fresh: Collection[str] = ()) -> Manifest:
+def restore(folder: Path, model: "MTPCausalLM", *, base: BaseInfo, heads: int | None = None) -> Manifest:
     """Puts a checkpoint's weights into a model built from the same recipe.
 
     Args:
         model: gets the weights. base: what it was built around.
-        fresh: names of heads that the checkpoint does not have and that stay as they are.
+        heads: take so many of the checkpoint's heads, the nearest; the model's others stay as they are. None for all.
 
     Raises:
         UserError: as `read_manifest`; another base model; tensors missing, surplus or of another shape.
@@ -152,7 +152,11 @@ def restore(folder: Path, model: "MTPCausalLM", *, base: BaseInfo, fresh: Collec
         arrays = load_file(folder / TRAINED)
     except SafetensorError as error:
         raise UserError(f"{folder / TRAINED} cannot be read: {error}") from error
-    variables = {n: v for n, v in trained_variables(model).items() if n.partition("/")[0] not in fresh}
+    variables = trained_variables(model)
+    if heads is not None:
+        taken = {"prefix", "backbone", *model.head_names[1 : 1 + heads]}
+        arrays = {n: a for n, a in arrays.items() if n.partition("/")[0] in taken}
+        variables = {n: v for n, v in variables.items() if n.partition("/")[0] in taken}
     wrong = sorted(arrays.keys() ^ variables.keys())
     wrong += [
         n for n in sorted(arrays.keys() & variables.keys()) if arrays[n].shape != tuple(variables[n].shape)

@@ -2,9 +2,9 @@
 
     warm-up     the heads alone, training loss per step
     head_1      next-token prediction, what the run is for: held-out loss, before to after
-    head_2...   the further heads in joint training
+    head_2...   the further heads in joint training, or trained alone, which leaves head_1 as it is
 
-Steps of the warm-up and of joint training are counted apart, so the stages never share an axis.
+Steps of the warm-up and of what follows are counted apart, so the stages never share an axis.
 """
 
 import itertools
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+TITLES = {"joint": "joint training", "heads": "heads alone"}
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")  # Okabe and Ito: told apart by everyone
 Row = Mapping[str, Any]
 
@@ -33,7 +34,7 @@ def draw(rows: Sequence[Row], *, title: str, subtitle: str, kept_step: int | Non
     Args:
         rows: rows of `metrics.csv`, as written or as read back (strings, "" where there is no value).
         title, subtitle: the two lines above the panels.
-        kept_step: the joint step whose weights are the result; None for the last.
+        kept_step: the step after the warm-up whose weights are the result; None for the last.
     """
     from matplotlib.figure import Figure  # no pyplot: that would keep global state and look for a display
 
@@ -53,9 +54,11 @@ def draw(rows: Sequence[Row], *, title: str, subtitle: str, kept_step: int | Non
 def _panels(rows: Sequence[Row], heads: list[str]) -> Iterator[tuple[str, list[str]]]:
     if _has_warmup(rows):
         yield "warmup", heads[1:]
-    yield "joint", heads[:1]
+    stage = rows[-1]["stage"]
+    if stage == "joint":
+        yield "joint", heads[:1]
     if heads[1:]:
-        yield "joint", heads[1:]
+        yield stage, heads[1:]
 
 
 def _has_warmup(rows: Sequence[Row]) -> bool:
@@ -78,7 +81,7 @@ def _panel(
     else:
         which = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
         start = "after warm-up" if _has_warmup(rows) else "before"
-        axis.set(title=f"joint training, {which}", xlabel=f"joint step (0: {start})")
+        axis.set(title=f"{TITLES[stage]}, {which}", xlabel=f"{stage} step (0: {start})")
         axis.plot([], [], color="grey", alpha=0.4, linewidth=1, label="training batch")
     axis.title.set_fontsize(10)
     axis.xaxis.get_major_locator().set_params(integer=True)

@@ -17,7 +17,7 @@ class MetricsLog:
         path: the CSV file; begun anew.
         head_names: `("head_1", ...)`; they decide the columns.
 
-    Columns: `stage` ("warmup" or "joint"), `step` (optimizer steps of the stage so far), `seconds` since the log began,
+    Columns: `stage` ("warmup", "joint" or "heads"), `step` (optimizer steps of the stage so far), `seconds` since the log began,
     `tokens_per_second` (real tokens, padding aside), `<head>_loss` (nats per answer token of the step's batch),
     `held_out_<head>_loss` and `held_out_<head>_top1` where an evaluation was made.
     """

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from keras_mtp.metrics import MetricsLog
 from keras_mtp.recipe import Recipe
 
-STAGES = {"warmup": "warming up the heads", "joint": "training"}
+STAGES = {"warmup": "warming up the heads", "joint": "training", "heads": "training the heads"}
 
 
 def console(shown: bool) -> Console:
@@ -22,7 +22,7 @@ def console(shown: bool) -> Console:
 
 
 class ProgressBar(keras.callbacks.Callback):
-    """Follows a `MetricsLog` through both stages; add it after the callbacks that write the log.
+    """Follows a `MetricsLog` through the stages; add it after the callbacks that write the log.
 
     Args:
         log: the run's record. recipe: says how many steps there will be. screen: where to draw.
@@ -31,7 +31,7 @@ class ProgressBar(keras.callbacks.Callback):
     def __init__(self, log: MetricsLog, recipe: Recipe, screen: Console):
         super().__init__()
         self.log, self.screen = log, screen
-        self.totals = {"warmup": recipe.heads.warmup_steps, "joint": recipe.training.steps}
+        self.totals = dict.fromkeys(STAGES, recipe.training.steps) | {"warmup": recipe.heads.warmup_steps}
         self.bar: Progress | None = None
 
     def on_train_begin(self, logs=None):

@@ -88,7 +88,8 @@ class StartRecipe(_Table):
     run: str = field(
         "",
         "The folder of a finished run of the same base model, as --from sets it; empty starts afresh. prefix.length and "
-        "heads.kind must be the run's; heads beyond the run's start fresh, and only they are warmed up.",
+        "heads.kind must be the run's; heads beyond the run's start fresh, and only they are warmed up. With "
+        "heads.purpose=speed the kind may be another, and all heads are fresh then.",
     )
     checkpoint: str = field(
         "",
@@ -140,7 +141,7 @@ class PrefixRecipe(_Table):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadsRecipe(_Table):
-    """The heads beyond head_1 (the model's own next-token prediction). With count=0 the rest is ignored."""
+    """The heads beyond head_1 (the model's own next-token prediction). With count=0 the rest but purpose is ignored."""
 
     _path: ClassVar[str] = "heads."
     count: int = field(1, "How many: with 1 there is head_2, which predicts two tokens ahead.", minimum=0)
@@ -149,6 +150,13 @@ class HeadsRecipe(_Table):
         "transformer: a decoder block beside the last one. sequential: the same, and it sees the token before the one it "
         "predicts, so it drafts better. linear: a square matrix on the last state.",
         choices=("transformer", "sequential", "linear"),
+    )
+    purpose: str = field(
+        "quality",
+        "What the heads are for. quality: with them the prefix is to become better. speed: they are to draft well when text "
+        "is decoded; training.steps then train the heads alone, all of them, and neither the prefix (start.run brings one "
+        "that is trained) nor head_1 changes. There is no warm-up then, and heads.weight and heads.detach mean nothing.",
+        choices=("quality", "speed"),
     )
     start: str = field(
         "last_block",
@@ -268,11 +276,28 @@ class Recipe(_Table):
             raise UserError(
                 "`prefix.text` must not be empty with `prefix.start=text`. Received: an empty text."
             )
+        if self.heads.purpose == "speed":
+            self._check_speed()
         if not self.prefix.length and (self.heads.freeze or not self.heads.count):
             raise UserError(
                 "The recipe trains nothing: `prefix.length` is 0 and there are no unfrozen heads. Set `prefix.length` to "
                 "at least 1, or `heads.count` to at least 1 with `heads.freeze=false`."
             )
+
+    def _check_speed(self) -> None:
+        """Refuses what contradicts training the heads alone."""
+        heads, training = self.heads, self.training
+        for key, wrong, wanted, received in (
+            ("heads.count", heads.count == 0, "at least 1", "0"),
+            ("heads.freeze", heads.freeze, "false", "true"),
+            ("training.keep", training.keep != "last", "last", training.keep),
+            ("training.patience", training.patience > 0, "0", str(training.patience)),
+        ):
+            if wrong:
+                raise UserError(
+                    f"`{key}` must be {wanted} with `heads.purpose=speed`. Received: {key}={received}. That purpose trains "
+                    "the heads and nothing else; head_1, by which the best weights are chosen, stays as it is."
+                )
 
 
 def documented_fields() -> Iterator[tuple[str, dataclasses.Field]]:

@@ -70,7 +70,8 @@ class Report:
     """A run's results and what is needed to repeat it.
 
     Args:
-        recipe: the recipe's name. backend: what Keras ran on. seed: the recipe's. steps: joint optimizer steps done.
+        recipe: the recipe's name. backend: what Keras ran on. seed: the recipe's. steps: optimizer steps done, the
+            heads' warm-up aside. heads_alone: whether only heads were trained, for drafting.
         kept_step: the step whose weights are the result, where the held-out examples chose it; else None: the last one's.
         stopped_early: whether training ended before the recipe's number of steps.
         started_from: the run whose prefix and heads were the start, "" for none. started_from_checkpoint: the SHA-256
@@ -83,7 +84,7 @@ class Report:
         is_benchmark: False if a score on these data is no benchmark result.
         held_out: results by head. held_out_n: number of held-out examples.
         task: the task's score.
-        tokens_per_second: real tokens trained on per second of joint training.
+        tokens_per_second: real tokens trained on per second, the warm-up aside.
         peak_bytes: peak resident memory less that after imports.
         seconds: of the whole run. padding_share: share of padding in what training computed.
         skipped_examples: training examples left out for their length. truncated_examples: those cut to it.
@@ -105,6 +106,7 @@ class Report:
     is_benchmark: bool
     seed: int
     steps: int
+    heads_alone: bool = False
     kept_step: int | None = None
     stopped_early: bool = False
     started_from: str = ""
@@ -172,10 +174,10 @@ def from_run(
 
     Args:
         before, after: scores of every head on the held-out examples, and of the test items.
-        rows: of the metrics log; the speed is the median over its joint steps.
+        rows: of the metrics log; the speed is the median over its steps after the warm-up.
     """
     (heads_before, answers_before), (heads, answers) = before, after
-    speeds = [row["tokens_per_second"] for row in rows if row["stage"] == "joint" and row["step"]]
+    speeds = [row["tokens_per_second"] for row in rows if row["stage"] != "warmup" and row["step"]]
     return Report(
         recipe=recipe.name,
         backend=backend,
@@ -192,6 +194,7 @@ def from_run(
         is_benchmark=task.is_benchmark,
         seed=recipe.training.seed,
         steps=trained.steps,
+        heads_alone=recipe.heads.purpose == "speed",
         kept_step=trained.kept_step if recipe.training.keep == "best" else None,
         stopped_early=trained.steps < recipe.training.steps,
         started_from=start.name,
@@ -263,7 +266,7 @@ def markdown(report: Report) -> str:
         "Model": _model(report),
         "Data": f"{report.data}, from {report.data_source}{revision}. Licence: {report.data_licence}{note}",
         "Start": _start(report),
-        "Training": f"{report.steps} joint optimizer steps{_early(report)}, seed {report.seed}. {_skipped(report)}",
+        "Training": f"{report.steps} {_what(report)}{_early(report)}, seed {report.seed}. {_skipped(report)}",
         "Result": _kept(report),
         "Cost": _cost(report),
         "Software": f"{versions}; Keras on {report.backend}",
@@ -351,6 +354,10 @@ def _start(report: Report) -> str:
         f"prefix and heads of the run {report.started_from}, trained weights {report.started_from_checkpoint[:12]}... "
         "(SHA-256). *Before* is with them."
     )
+
+
+def _what(report: Report) -> str:
+    return "optimizer steps of the heads alone" if report.heads_alone else "joint optimizer steps"
 
 
 def _early(report: Report) -> str:

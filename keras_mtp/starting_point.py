@@ -5,6 +5,8 @@
     head_2             head_2      the run's; the kind must be the same
                        head_3      fresh, warmed up alone
 
+Heads that are to learn to draft (heads.purpose=speed) may be of another kind: then all of them are fresh.
+
 The optimizer and its schedule begin anew. What a run started from is named in its recipe by the run's folder and the
 hash of the weights, so that repeating it cannot start from anything else.
 """
@@ -27,7 +29,7 @@ class StartingPoint:
     Args:
         folder: the run that they are taken from; None for none.
         checkpoint: SHA-256 of that run's trained weights.
-        heads: how many heads beyond `head_1` that run has. Those of the new run that come after them are fresh.
+        heads: how many heads beyond `head_1` are that run's. Those of the new run that come after them are fresh.
     """
 
     folder: Path | None = None
@@ -46,8 +48,7 @@ class StartingPoint:
     def restore(self, model: MTPCausalLM, base: BaseInfo) -> None:
         """Puts the weights into a model just made from the new recipe."""
         if self.folder is not None:
-            fresh = model.head_names[1 + self.heads :]
-            checkpoint.restore(self.folder / CHECKPOINT, model, base=base, fresh=fresh)
+            checkpoint.restore(self.folder / CHECKPOINT, model, base=base, heads=self.heads)
 
 
 def starting_point(recipe: Recipe, base: BaseInfo) -> StartingPoint:
@@ -60,27 +61,39 @@ def starting_point(recipe: Recipe, base: BaseInfo) -> StartingPoint:
         UserError: no finished run there, one that the recipe does not fit, or not the one that the recipe names.
     """
     if not recipe.start.run:
+        _require_trained_prefix(recipe)
         return StartingPoint()
     folder = require_run(Path(recipe.start.run), "--from")
     manifest = checkpoint.read_manifest(folder / CHECKPOINT)
     checkpoint.require_base(manifest, base, folder)
     run = load_recipe(folder / RECIPE)
-    _require_fit(recipe, run, folder)
+    same_kind = recipe.heads.kind == run.heads.kind
+    heads = run.heads.count if same_kind or recipe.heads.purpose == "quality" else 0
+    _require_fit(recipe, run, folder, heads)
     digest = manifest.files[checkpoint.TRAINED]
     if recipe.start.checkpoint not in ("", digest):
         raise UserError(
             f"`start.checkpoint` must be the hash of the weights in {folder}. Received: "
             f"{recipe.start.checkpoint[:12]}..., and there they are {digest[:12]}... Give the run it was with --from."
         )
-    return StartingPoint(folder=folder, checkpoint=digest, heads=run.heads.count)
+    return StartingPoint(folder=folder, checkpoint=digest, heads=heads)
 
 
-def _require_fit(recipe: Recipe, run: Recipe, folder: Path) -> None:
-    """Raises a `UserError` that names the field in which the new recipe does not fit the run."""
+def _require_trained_prefix(recipe: Recipe) -> None:
+    """Raises a `UserError` if heads are to learn to draft behind a prefix that nothing trains."""
+    if recipe.heads.purpose == "speed" and recipe.prefix.length:
+        raise UserError(
+            "`heads.purpose=speed` does not train the prefix: it must come from a run that did, or be left out. Received: "
+            f"prefix.length={recipe.prefix.length} and no run. Give the run with --from, or --set prefix.length=0."
+        )
+
+
+def _require_fit(recipe: Recipe, run: Recipe, folder: Path, heads: int) -> None:
+    """Raises a `UserError` that names the field in which the new recipe does not fit the run, of whose heads so many stay."""
     for key, new, old, fits in (
         ("prefix.length", recipe.prefix.length, run.prefix.length, recipe.prefix.length == run.prefix.length),
-        ("heads.count", recipe.heads.count, run.heads.count, recipe.heads.count >= run.heads.count),
-        ("heads.kind", recipe.heads.kind, run.heads.kind, recipe.heads.kind == run.heads.kind or not run.heads.count),
+        ("heads.count", recipe.heads.count, heads, recipe.heads.count >= heads),
+        ("heads.kind", recipe.heads.kind, run.heads.kind, recipe.heads.kind == run.heads.kind or not heads),
     ):  # fmt: skip
         if not fits:
             least = "at least " if key == "heads.count" else ""

@@ -5,6 +5,10 @@
              the wrong way
     joint    the prefix learns from head_1, and from the heads with a small weight; the heads learn too, unless frozen
 
+Heads whose purpose is speed, not a better prefix, have one stage instead of both:
+
+    heads    the heads alone learn, as in the warm-up, but all of them and for as long as the joint stage would take
+
 Every group of weights (prefix; heads) has an AdamW of its own, with its own learning rate and clipped by its own norm:
 the heads then reach the prefix through their loss only, never through a shared norm, and a run with detached heads is a
 true control. A Keras epoch is the stretch between two evaluations.
@@ -33,13 +37,13 @@ COMPILING_PAYS = 60  # batches: about where torch.compile has won back its minut
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What both stages leave besides the trained model.
+    """What training leaves besides the trained model.
 
     Args:
-        optimizer: of the joint stage; its state belongs into the checkpoint.
-        steps: joint optimizer steps done; fewer than the recipe's where training was stopped early.
+        optimizer: of the last stage; its state belongs into the checkpoint.
+        steps: optimizer steps of the last stage done; fewer than the recipe's where training was stopped early.
         kept_step: the step whose weights the model now has: the last, or that of the best evaluation.
-        padding_share: share of padding in the positions that the joint stage computed.
+        padding_share: share of padding in the positions that the last stage computed.
     """
 
     optimizer: keras.optimizers.Optimizer
@@ -53,7 +57,7 @@ class Stage:
     """One `compile` and `fit`.
 
     Args:
-        name: "warmup" or "joint"; also names the stream of batches.
+        name: "warmup", "joint" or "heads"; also names the stream of batches.
         steps: optimizer steps.
         view: the model to fit, with hidden states as outputs.
         loss_weights: {"head_k": weight}.
@@ -78,22 +82,23 @@ def train(
     callbacks: Sequence[keras.callbacks.Callback] = (),
     trained_heads: int = 0,
 ) -> Trained:
-    """Runs both stages of a recipe on a model.
+    """Runs the stages of a recipe on a model.
 
     Args:
         model: the model to train, in place. It ends with the weights that `training.keep` says.
         examples: encoded training examples.
         recipe: what to do. log: gets a row per step. evaluate: called before training and at every evaluation.
-        callbacks: further Keras callbacks (TensorBoard, your own), for both stages, each a `fit` of its own. Their `logs` are those of the last step, and at the
+        callbacks: further Keras callbacks (TensorBoard, your own), for every stage, each a `fit` of its own. Their `logs` are those of the last step, and at the
             end of an epoch, which is the stretch between two evaluations, also `val_head_k_loss`.
         trained_heads: so many of the model's heads, the nearest, come from another run and need no warm-up.
     """
     shared = shared_tokens(examples)
-    if model.heads[trained_heads:] and recipe.heads.warmup_steps:
+    for_speed = recipe.heads.purpose == "speed"
+    if model.heads[trained_heads:] and recipe.heads.warmup_steps and not for_speed:
         stage = _warmup(model, recipe, shared, trained_heads)
         batches = _batches(stage, examples, recipe)
         _fit(stage, batches, model, [StepLog(log, stage.name, batches), *callbacks])
-    stage = _joint(model, recipe, shared)
+    stage = (_heads if for_speed else _joint)(model, recipe, shared)
     batches = _batches(stage, examples, recipe)
     log.step(stage.name, 0)
     log.evaluation(evaluate())
@@ -135,7 +140,6 @@ def _warmup(model: MTPCausalLM, recipe: Recipe, shared: int, trained_heads: int)
 def _joint(model: MTPCausalLM, recipe: Recipe, shared: int) -> Stage:
     heads, steps = recipe.heads, recipe.training.steps
     _set_trainable(model, prefix=True, heads=[] if heads.freeze else model.heads)
-    further = {name: heads.weight * heads.decay**i for i, name in enumerate(model.head_names[1:])}
     return Stage(
         name="joint",
         steps=steps,
@@ -145,10 +149,27 @@ def _joint(model: MTPCausalLM, recipe: Recipe, shared: int) -> Stage:
             remat=recipe.training.remat,
             fused=recipe.training.compile and steps * recipe.training.accumulation >= COMPILING_PAYS,
         ),
-        loss_weights={"head_1": 1.0, **further},
+        loss_weights={"head_1": 1.0, **_decaying(heads.weight, model, recipe)},
         optimizer=_optimizer(model, recipe, steps),
         evaluate_every=min(recipe.evaluation.every, steps),
     )
+
+
+def _heads(model: MTPCausalLM, recipe: Recipe, shared: int) -> Stage:
+    _set_trainable(model, prefix=False, heads=model.heads)
+    return Stage(
+        name="heads",
+        steps=recipe.training.steps,
+        view=model.training_view(shared_tokens=shared, only_heads=True, remat=recipe.training.remat),
+        loss_weights=_decaying(1.0, model, recipe),
+        optimizer=_optimizer(model, recipe, recipe.training.steps),
+        evaluate_every=min(recipe.evaluation.every, recipe.training.steps),
+    )
+
+
+def _decaying(weight: float, model: MTPCausalLM, recipe: Recipe) -> dict[str, float]:
+    """The weights of the further heads' losses: {"head_2": weight, "head_3": weight * decay, ...}."""
+    return {name: weight * recipe.heads.decay**i for i, name in enumerate(model.head_names[1:])}
 
 
 def _batches(stage: Stage, examples, recipe: Recipe) -> Batches:

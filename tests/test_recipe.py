@@ -71,6 +71,11 @@ def test_whole_number_is_a_number_but_true_is_not():
         ("[model]\ndtype = 'bfloat16'", "`model.dtype=bfloat16` needs `training.dtype=mixed_bfloat16`"),
         ("[prefix]\nlength = 0", "The recipe trains nothing"),
         ("[prefix]\ntext = ' '", "`prefix.text` must not be empty"),
+        ("[heads]\npurpose = 'fast'", "`heads.purpose` must be quality or speed."),
+        ("[heads]\npurpose = 'speed'\ncount = 0", "`heads.count` must be at least 1 with `heads.purpose=speed`"),
+        ("[heads]\npurpose = 'speed'", "`heads.freeze` must be false with `heads.purpose=speed`. Received: heads.freeze=true."),
+        ("[heads]\npurpose = 'speed'\nfreeze = false\n[training]\nkeep = 'best'", "`training.keep` must be last with"),
+        ("[heads]\npurpose = 'speed'\nfreeze = false\n[training]\npatience = 2", "`training.patience` must be 0 with"),
         ("[heads", "x.toml is not valid TOML"),
     ],
 )  # fmt: skip

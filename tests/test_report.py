@@ -154,6 +154,13 @@ def test_plot_names_data_model_backend_and_seed(tmp_path):
     assert len(title.axes) == 1  # without further heads there is no warm-up
 
 
+def test_heads_trained_alone_are_called_that():
+    assert "40 optimizer steps of the heads alone, seed 3" in report.markdown(example(heads_alone=True))
+    alone = [row | {"stage": "heads"} for row in rows() if row["stage"] == "joint"]
+    (axis,) = curves.draw(alone, title="a", subtitle="b").axes  # head_1 stays as it is
+    assert axis.get_title() == "heads alone, head_2"
+
+
 def test_report_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         example().seed = 1

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from keras_mtp import UserError, pipeline
+from keras_mtp import UserError, pipeline, runs
 from keras_mtp.recipe import load_recipe, updated
 from tests import tiny_run
 from tests.tiny_gguf import write_tiny_gguf
@@ -111,3 +111,39 @@ def test_no_run_and_an_unfinished_one_are_refused(folder, tmp_path):
     shutil.rmtree(tmp_path / "cut/checkpoint")
     with pytest.raises(UserError, match="No finished checkpoint"):
         pipeline.run(_from_first(folder, start__run=str(tmp_path / "cut")), tmp_path / "x", progress=False)
+
+
+SPEED = {"heads__purpose": "speed", "heads__freeze": False, "heads__count": 2, "heads__kind": "sequential"}
+
+
+def test_heads_for_speed_are_added_to_a_prefix_that_a_run_trained(folder, tmp_path):
+    prefix_alone = tiny_run.recipe(folder, heads__count=0, evaluation__limit=2)
+    pipeline.run(prefix_alone, tmp_path / "prefix", progress=False)
+    recipe = _from_first(folder, start__run=str(tmp_path / "prefix"), **SPEED)
+    result = pipeline.run(recipe, tmp_path / "speed", progress=False)
+    first, second = _weights(tmp_path / "prefix"), _weights(tmp_path / "speed")
+    assert list(first) == ["prefix/embeddings"]
+    assert first["prefix/embeddings"].tobytes() == second["prefix/embeddings"].tobytes()
+    assert {name.split("/")[0] for name in second} == {"prefix", "head_2", "head_3"}
+    assert "head_3/projection/kernel" in second
+    assert {row["stage"] for row in _rows(tmp_path / "speed")} == {"heads"}
+    assert result.held_out["head_1"].loss_before == result.held_out["head_1"].loss_after
+    assert result.tokens_per_second > 0 and result.heads_alone
+    again = runs.evaluate(tmp_path / "speed")["held_out"]
+    assert again["head_3"]["loss"] == pytest.approx(result.held_out["head_3"].loss_after, abs=1e-5)
+
+
+def test_heads_for_speed_of_another_kind_take_the_place_of_the_runs(folder, tmp_path):
+    settings = SPEED | {"heads__count": 1, "training__learning_rate": 0.0, "heads__learning_rate": 0.0}
+    pipeline.run(_from_first(folder, **settings), tmp_path / "speed", progress=False)
+    first, second = _weights(folder / "first"), _weights(tmp_path / "speed")
+    assert first["prefix/embeddings"].tobytes() == second["prefix/embeddings"].tobytes()
+    assert "head_2/projection/kernel" in second and "head_2/projection/kernel" not in first
+    norm = "head_2/decoder/self_attention_layernorm/scale"  # the run trained its own
+    assert not np.array_equal(first[norm], second[norm])
+
+
+def test_heads_for_speed_are_not_put_behind_a_prefix_that_nothing_trains(folder, tmp_path):
+    with pytest.raises(UserError, match=r"must come from a run.*prefix\.length=3 and no run.*--from"):
+        pipeline.run(_from_first(folder, start__run="", **SPEED), tmp_path / "speed", progress=False)
+    assert not (tmp_path / "speed").exists()

@@ -10,6 +10,7 @@ from keras_mtp.data.batches import Batches
 from keras_mtp.errors import UserError
 from keras_mtp.evaluation import HeldOutEvaluation
 from keras_mtp.layers.linear_head import LinearHead
+from keras_mtp.layers.sequential_head import SequentialHead
 from keras_mtp.layers.transformer_head import TransformerHead
 from keras_mtp.metrics import MetricsLog
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
@@ -105,6 +106,35 @@ def test_detached_heads_are_a_true_control(tmp_path):
 
 def _relative_distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def test_heads_for_speed_are_all_that_learns(tmp_path):
+    model = _model(SequentialHead(), LinearHead())
+    frozen = [*model.backbone.variables, *model.prefix_embedding.variables]
+    before, heads = tiny.arrays(frozen), tiny.arrays(model.heads[0].variables + model.heads[1].variables)
+    rows = _train(model, tmp_path, heads__purpose="speed", heads__freeze=False, heads__count=2)
+    for value, old in zip(tiny.arrays(frozen), before, strict=True):
+        assert value.tobytes() == old.tobytes()
+    for value, old in zip(
+        tiny.arrays(model.heads[0].variables + model.heads[1].variables), heads, strict=True
+    ):
+        assert not np.array_equal(value, old)
+    assert [(row["stage"], row["step"]) for row in rows] == [("heads", step) for step in range(21)]
+    assert not any("head_1_loss" in row for row in rows)
+    judged = [row for row in rows if "held_out_head_1_loss" in row]
+    assert [row["step"] for row in judged] == [0, 8, 16, 20]
+    assert len({row["held_out_head_1_loss"] for row in judged}) == 1
+    for name in ("head_2", "head_3"):
+        assert judged[-1][f"held_out_{name}_loss"] < judged[0][f"held_out_{name}_loss"] - 0.3
+
+
+def test_heads_for_speed_weigh_alike_whatever_the_weight_beside_head_1(tmp_path):
+    models = [_model(TransformerHead(), TransformerHead()) for _ in range(2)]
+    for model, weight in zip(models, (0.1, 3.0), strict=True):
+        changes = {"heads__weight": weight, "training__clip_norm": 0.0, "training__steps": 3}
+        _train(model, tmp_path, heads__purpose="speed", heads__freeze=False, heads__count=2, **changes)
+    for one, other in zip(*(tiny.arrays(model.trainable_variables) for model in models), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("freeze", [True, False])

@@ -32,7 +32,7 @@ class Batches(keras.utils.PyDataset):
         batch_size: examples per optimizer step.
         accumulation: micro-batches per optimizer step; divides `batch_size`.
         buckets: number of batch lengths.
-        seed: with `purpose`, decides the order. purpose: names the stream ("warmup", "joint").
+        seed: with `purpose`, decides the order. purpose: names the stream ("warmup", "joint", "heads").
     """
 
     def __init__(
