@@ -12,13 +12,15 @@ from rich.console import Console
 from keras_mtp import checkpoint, memory, report, run_folder
 from keras_mtp.data.batches import require_a_batch
 from keras_mtp.data.chat_template import read_template
-from keras_mtp.data.encoding import encode_all
+from keras_mtp.data.encoding import Encoded, encode_all
 from keras_mtp.data.splits import split_held_out
 from keras_mtp.evaluation import judges, write_answers
+from keras_mtp.generation.own_answers import own_answers
 from keras_mtp.metrics import MetricsLog
 from keras_mtp.models.backbone import base_info
 from keras_mtp.models.from_recipe import model_from_recipe
 from keras_mtp.models.licence import write_licence
+from keras_mtp.models.mtp_causal_lm import MTPCausalLM
 from keras_mtp.progress import ProgressBar, console
 from keras_mtp.recipe import Recipe, to_toml, updated
 from keras_mtp.report import Report
@@ -72,6 +74,8 @@ def _run(recipe: Recipe, folder: Path, screen: Console, callbacks: Sequence) -> 
     encoded = encode_all(task.examples("train"), tokenizer, recipe.data.max_tokens, recipe.data.too_long)
     training, held_out = split_held_out(encoded.examples, recipe.evaluation.limit)
     require_a_batch(training, recipe.training.batch_size)
+    if recipe.data.answers == "model":
+        training = _own_answers(model, training, recipe, screen)
     judge_held_out, judge_task = judges(model, tokenizer, task, held_out, recipe.evaluation)
 
     judged = f"{len(held_out)} held-out examples, {len(judge_task.examples)} test items"
@@ -109,3 +113,19 @@ def _run(recipe: Recipe, folder: Path, screen: Console, callbacks: Sequence) -> 
     report.plot(log.rows, result, folder)
     report.write(result, folder)
     return result
+
+
+def _own_answers(
+    model: MTPCausalLM, training: Sequence[Encoded], recipe: Recipe, screen: Console
+) -> list[Encoded]:
+    """What heads that draft learn from, where the recipe wants the model's own answers."""
+    count = min(recipe.training.steps * recipe.training.batch_size, len(training))
+    screen.print(f"the model itself answers {count} training examples")
+    return own_answers(
+        model,
+        training,
+        count=count,
+        seed=recipe.training.seed,
+        max_tokens=recipe.data.max_tokens,
+        batch_size=recipe.evaluation.batch_size,
+    )

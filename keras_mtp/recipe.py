@@ -111,6 +111,12 @@ class DataRecipe(_Table):
         "How a conversation becomes text: chat (the model's own chat template; plain lines if it has none), Jinja2 text, "
         "or the path of a .jinja file.",
     )
+    answers: str = field(
+        "gold",
+        "What is learnt: gold, the data's answers; or model, those that the model gives to the same prompts before training, "
+        "greedily: what a draft will be accepted for. Needs heads.purpose=speed. Held-out examples keep the data's.",
+        choices=("gold", "model"),
+    )
     max_tokens: int = field(384, "Longest example (prompt and answer, in tokens).", minimum=16)
     too_long: str = field(
         "skip",
@@ -278,6 +284,11 @@ class Recipe(_Table):
             )
         if self.heads.purpose == "speed":
             self._check_speed()
+        elif self.data.answers == "model":
+            raise UserError(
+                "`data.answers=model` needs `heads.purpose=speed`: a prefix would learn to say what the model says already. "
+                "Received: heads.purpose=quality."
+            )
         if not self.prefix.length and (self.heads.freeze or not self.heads.count):
             raise UserError(
                 "The recipe trains nothing: `prefix.length` is 0 and there are no unfrozen heads. Set `prefix.length` to "

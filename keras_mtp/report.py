@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from keras_mtp.tasks.task import Task
     from keras_mtp.training import Trained
 
+OWN_ANSWERS = "The heads learnt from the answers that the model itself gave to these prompts"
+
 MARKDOWN, CURVES = "report.md", "curves.png"
 
 
@@ -190,7 +192,7 @@ def from_run(
         data_source=task.source,
         data_revision=task.revision,
         data_licence=task.licence,
-        data_note=task.note,
+        data_note=". ".join(filter(None, (task.note, OWN_ANSWERS if recipe.data.answers == "model" else ""))),
         is_benchmark=task.is_benchmark,
         seed=recipe.training.seed,
         steps=trained.steps,

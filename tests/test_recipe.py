@@ -76,6 +76,7 @@ def test_whole_number_is_a_number_but_true_is_not():
         ("[heads]\npurpose = 'speed'", "`heads.freeze` must be false with `heads.purpose=speed`. Received: heads.freeze=true."),
         ("[heads]\npurpose = 'speed'\nfreeze = false\n[training]\nkeep = 'best'", "`training.keep` must be last with"),
         ("[heads]\npurpose = 'speed'\nfreeze = false\n[training]\npatience = 2", "`training.patience` must be 0 with"),
+        ("[data]\nanswers = 'model'", "`data.answers=model` needs `heads.purpose=speed`"),
         ("[heads", "x.toml is not valid TOML"),
     ],
 )  # fmt: skip

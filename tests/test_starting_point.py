@@ -116,10 +116,11 @@ def test_no_run_and_an_unfinished_one_are_refused(folder, tmp_path):
 SPEED = {"heads__purpose": "speed", "heads__freeze": False, "heads__count": 2, "heads__kind": "sequential"}
 
 
-def test_heads_for_speed_are_added_to_a_prefix_that_a_run_trained(folder, tmp_path):
+@pytest.mark.parametrize("changes", [{}, {"data__answers": "model", "data__max_tokens": 110}])
+def test_heads_for_speed_are_added_to_a_prefix_that_a_run_trained(changes, folder, tmp_path):
     prefix_alone = tiny_run.recipe(folder, heads__count=0, evaluation__limit=2)
     pipeline.run(prefix_alone, tmp_path / "prefix", progress=False)
-    recipe = _from_first(folder, start__run=str(tmp_path / "prefix"), **SPEED)
+    recipe = _from_first(folder, start__run=str(tmp_path / "prefix"), **SPEED, **changes)
     result = pipeline.run(recipe, tmp_path / "speed", progress=False)
     first, second = _weights(tmp_path / "prefix"), _weights(tmp_path / "speed")
     assert list(first) == ["prefix/embeddings"]
@@ -129,6 +130,8 @@ def test_heads_for_speed_are_added_to_a_prefix_that_a_run_trained(folder, tmp_pa
     assert {row["stage"] for row in _rows(tmp_path / "speed")} == {"heads"}
     assert result.held_out["head_1"].loss_before == result.held_out["head_1"].loss_after
     assert result.tokens_per_second > 0 and result.heads_alone
+    said_so = "the model itself gave" in (tmp_path / "speed" / "report.md").read_text()
+    assert said_so == ("data__answers" in changes)
     again = runs.evaluate(tmp_path / "speed")["held_out"]
     assert again["head_3"]["loss"] == pytest.approx(result.held_out["head_3"].loss_after, abs=1e-5)
 

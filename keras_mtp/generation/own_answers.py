@@ -1,0 +1,59 @@
+"""The model's own answers in place of the data's: what heads that draft will have to guess.
+
+A draft is accepted where it is what the model itself says next. The data's answers are other text, so heads trained on them
+learn another distribution than the one they are judged by (Cai et al. 2024, Medusa, arXiv 2401.10774, section 2.3.2).
+"""
+
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+
+from keras_mtp.data.encoding import Encoded
+
+
+def own_answers(
+    model: keras.Model,
+    examples: Sequence[Encoded],
+    *,
+    count: int,
+    seed: int,
+    max_tokens: int,
+    batch_size: int,
+) -> list[Encoded]:
+    """Lets a model answer the examples' prompts greedily, by `head_1`.
+
+    Args:
+        model: an `MTPCausalLM` with its tokenizer.
+        examples: encoded, each with a prompt before its last answer.
+        count: answer at most so many examples, drawn by `seed`: all that a training will look at, and no more.
+        max_tokens: longest example; an answer that would pass it is cut, and has no end token then.
+        batch_size: prompts answered together.
+
+    Returns:
+        The answered examples in their old order, each with the model's answer in place of its last one. Only that answer is
+        to be learnt; earlier turns of the assistant are as the data have them.
+    """
+    drawn = np.random.default_rng([seed, *b"own answers"]).permutation(len(examples))[:count]
+    prompts = {int(i): examples[i].prompt_ids for i in np.sort(drawn)}
+    # As long as any may become, so that one loop is compiled; one token more, to tell what ended from what is to be cut.
+    longest = max_tokens + 1 - min(map(len, prompts.values()))
+    end = _end_token(model, examples)
+    answered: dict[int, Encoded] = {}
+    order = sorted(prompts, key=lambda i: len(prompts[i]))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        said = model.generate(
+            [prompts[i] for i in chosen], max_new_tokens=longest, stop_ids=model.tokenizer.eos_ids
+        )
+        for i, answer in zip(chosen, said, strict=True):
+            ids = np.array([*prompts[i], *answer, end][:max_tokens], "int32")
+            is_answer = np.arange(len(ids)) >= len(prompts[i])
+            answered[i] = Encoded(id=examples[i].id, ids=ids, is_answer=is_answer)
+    return [answered[i] for i in prompts]
+
+
+def _end_token(model: keras.Model, examples: Sequence[Encoded]) -> int:
+    """The one that the chat template ends an answer with; a model may stop at several."""
+    ends = model.tokenizer.eos_ids
+    return next((int(item.ids[-1]) for item in examples if int(item.ids[-1]) in ends), min(ends))
