@@ -30,6 +30,7 @@ from keras_mtp.layers.mtp_head import MTPHead
 from keras_mtp.losses import LinearCrossEntropy
 from keras_mtp.metrics import MetricsLog
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
+from keras_mtp.models.training_view import TrainingView
 from keras_mtp.recipe import Recipe
 
 COMPILING_PAYS = 60  # batches: about where torch.compile has won back its minute, measured on two CPU cores
@@ -130,7 +131,7 @@ def _warmup(model: MTPCausalLM, recipe: Recipe, shared: int, trained_heads: int)
     return Stage(
         name="warmup",
         steps=recipe.heads.warmup_steps,
-        view=model.training_view(shared_tokens=shared, only_heads=True, remat=recipe.training.remat),
+        view=_view(model, recipe, recipe.heads.warmup_steps, shared, only_heads=True),
         loss_weights=dict.fromkeys(model.head_names[1:], 1.0),
         optimizer=_optimizer(model, recipe, recipe.heads.warmup_steps),
         evaluate_every=recipe.heads.warmup_steps,
@@ -143,12 +144,7 @@ def _joint(model: MTPCausalLM, recipe: Recipe, shared: int) -> Stage:
     return Stage(
         name="joint",
         steps=steps,
-        view=model.training_view(
-            shared_tokens=shared,
-            detach=heads.detach,
-            remat=recipe.training.remat,
-            fused=recipe.training.compile and steps * recipe.training.accumulation >= COMPILING_PAYS,
-        ),
+        view=_view(model, recipe, steps, shared, detach=heads.detach),
         loss_weights={"head_1": 1.0, **_decaying(heads.weight, model, recipe)},
         optimizer=_optimizer(model, recipe, steps),
         evaluate_every=min(recipe.evaluation.every, steps),
@@ -160,11 +156,17 @@ def _heads(model: MTPCausalLM, recipe: Recipe, shared: int) -> Stage:
     return Stage(
         name="heads",
         steps=recipe.training.steps,
-        view=model.training_view(shared_tokens=shared, only_heads=True, remat=recipe.training.remat),
+        view=_view(model, recipe, recipe.training.steps, shared, only_heads=True),
         loss_weights=_decaying(1.0, model, recipe),
         optimizer=_optimizer(model, recipe, recipe.training.steps),
         evaluate_every=min(recipe.evaluation.every, recipe.training.steps),
     )
+
+
+def _view(model: MTPCausalLM, recipe: Recipe, steps: int, shared: int, **options: bool) -> TrainingView:
+    training = recipe.training
+    fused = training.compile and steps * training.accumulation >= COMPILING_PAYS
+    return model.training_view(shared_tokens=shared, remat=training.remat, fused=fused, **options)
 
 
 def _decaying(weight: float, model: MTPCausalLM, recipe: Recipe) -> dict[str, float]:
