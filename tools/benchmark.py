@@ -3,6 +3,7 @@
     .venv/bin/python tools/benchmark.py train --quick                 # under five minutes on two cores
     .venv/bin/python tools/benchmark.py train --data FOLDER --json benchmark.json
     .venv/bin/python tools/benchmark.py loss
+    .venv/bin/python tools/benchmark.py decode --quick
 
 What it compares with is installed by `pip install -c tools/constraints.txt -r tools/benchmark-requirements.txt`.
 One module per command in `tools/benchmarks/`.
@@ -14,9 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools.benchmarks import loss, train
+from tools.benchmarks import decode, loss, train
 
-COMMANDS = {"train": train, "loss": loss}
+COMMANDS = {"train": train, "loss": loss, "decode": decode}
 
 
 def main() -> None:

@@ -179,7 +179,7 @@ def fill(
         read: gives a weight as float32 (out, in), by llama.cpp's name, its rows in Hugging Face's order.
         refuse: raises the source's own error for a reason.
     """
-    for name, variable in _variables(backbone):
+    for name, variable in named_variables(backbone):
         weight = read(name)
         if not np.isfinite(weight).all():
             refuse(f"{name} holds values that are not finite numbers")
@@ -193,7 +193,7 @@ def _without(names: Iterable[str], others: Mapping[str, Any]) -> list[str]:
     return [name for name in names if name not in others]
 
 
-def _variables(backbone: "keras_hub.models.Llama3Backbone") -> Iterable[tuple[str, Any]]:
+def named_variables(backbone: "keras_hub.models.Llama3Backbone") -> Iterable[tuple[str, Any]]:
     """llama.cpp's names for the variables of keras-hub's backbone."""
     embedding = backbone.token_embedding
     yield "token_embd.weight", embedding.embeddings

@@ -157,7 +157,7 @@ def _peft(system: System, workload: Workload, pace: Pace, config, start, *, pref
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pace.imported()
-    model = get_peft_model(_transformers_model(system, workload), config)
+    model = get_peft_model(transformers_model(workload.path, system.dtype), config)
     start(model)
     model.to(device).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], LEARNING_RATE)
@@ -178,18 +178,17 @@ def _peft(system: System, workload: Workload, pace: Pace, config, start, *, pref
         )
 
 
-def _transformers_model(system: System, workload: Workload):
+def transformers_model(path: Path, dtype: str):
     """In bfloat16 with its weights stored so, which is the fastest that transformers has."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    path = workload.path
     source = {"gguf_file": path.name} if path.is_file() else {}
     folder = path.parent if path.is_file() else path
     return AutoModelForCausalLM.from_pretrained(
         folder,
         config=AutoConfig.from_pretrained(folder, **source),
-        dtype=torch.float32 if system.dtype == "float32" else torch.bfloat16,
+        dtype=torch.float32 if dtype == "float32" else torch.bfloat16,
         **source,
     )
 

@@ -9,7 +9,6 @@ import argparse
 import importlib.util
 import json
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from rich.table import Table
 
 from keras_mtp.backend import BACKENDS
 from tools.benchmarks import machine, results, workload
+from tools.benchmarks.process import Together
 from tools.benchmarks.results import OURS, PEER, Measured
 from tools.benchmarks.screen import console
 from tools.benchmarks.worker import System, Worker, Workload
@@ -94,31 +94,19 @@ def _fewest_and_most_first(heads: Sequence[int]) -> list[int]:
     return beyond[:1] + beyond[:0:-1]
 
 
-class _Running:
-    """A group of live workers. One that fails is left behind, and the others go on."""
+class _Running(Together[Worker]):
+    """A group of live workers, and what was measured of each."""
 
     def __init__(self, group: Group, prepared: Workload):
+        super().__init__([Worker(system, prepared) for system in group], progress)
         self.prepared = prepared
-        self.failed: list[str] = []
-        self.workers = [Worker(system, prepared) for system in group]
         self.measured = {worker: Measured(worker.system) for worker in self.workers}
-
-    def __enter__(self):
-        for worker in list(self.workers):
-            begun = time.monotonic()
-            self._try(worker, worker.wait_until_ready)
-            progress.print(f"{worker.system}: ready ({time.monotonic() - begun:.0f} s)")
-        return self
-
-    def __exit__(self, *error) -> None:
-        for worker in self.workers:
-            worker.stop()
 
     def measure(self, rounds: int, peaks: dict[tuple[str, str], float]) -> Sequence[Measured]:
         """One round to warm up, then those that count; keeps the best matrix products in `peaks`."""
         for number in range(1 + rounds):
             for worker in list(self.workers):
-                steps = self._try(worker, self._round, worker)
+                steps = self.attempt(worker, self._round, worker)
                 if steps and number:
                     self.measured[worker].rounds.append(steps)
                 elif steps:
@@ -136,20 +124,9 @@ class _Running:
         kinds = {(w.system.backend, w.system.dtype): w for w in reversed(self.workers)}
         for key, worker in kinds.items():
             dtype = "float32" if worker.system.dtype == "float32" else "bfloat16"
-            peak = self._try(worker, worker.matmul_peak, _shapes(self.prepared), dtype)
+            peak = self.attempt(worker, worker.matmul_peak, _shapes(self.prepared), dtype)
             if peak:
                 peaks[key] = max(peaks.get(key, 0.0), peak)
-
-    def _try(self, worker: Worker, action, *arguments):
-        try:
-            return action(*arguments)
-        except (EOFError, OSError):
-            progress.print(worker.last_words(), markup=False)
-            progress.print(f"{worker.system}: failed, as said above; the others go on")
-            self.failed.append(str(worker.system))
-            self.workers.remove(worker)
-            worker.stop()
-            return None
 
 
 def _shapes(prepared: Workload) -> list[tuple[int, int, int]]:

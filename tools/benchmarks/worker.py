@@ -1,26 +1,16 @@
-"""A system under test in a process of its own: it makes a training step when told to and sleeps otherwise.
+"""A system that trains, in a process of its own: it makes a training step when told to."""
 
-All systems of a group are alive together and step in turn, so that whatever else the machine does hits them alike. A
-process of its own gives each its own backend, and its own memory to measure.
-"""
-
-import multiprocessing
-import os
-import tempfile
 import time
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from keras_mtp import backend, memory
+from keras_mtp import memory
 from keras_mtp.data.encoding import Encoded
 from keras_mtp.flops import Sizes
 from tools.benchmarks import machine
-
-LAST_LINES = 15
-_SPAWN = multiprocessing.get_context("spawn")
+from tools.benchmarks.process import Process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,64 +111,26 @@ class Pace:
         )
 
 
-class Worker:
-    """The other side: a running system.
-
-    Raises:
-        EOFError, OSError: from every method, once the process has ended; `last_words` says why.
-    """
+class Worker(Process):
+    """The other side: a running system."""
 
     def __init__(self, system: System, workload: Workload):
-        self.system = system
-        self.connection, child = _SPAWN.Pipe()
-        self.said = tempfile.NamedTemporaryFile("r", errors="replace")  # noqa: SIM115 (`stop` closes it)
-        self.process = _SPAWN.Process(
-            target=_work, args=(child, self.said.name, system, workload), daemon=True
-        )
-        self.process.start()
-        child.close()
-
-    def wait_until_ready(self) -> None:
-        """Until the model is loaded."""
-        self.connection.recv()
+        super().__init__(system, _work, workload)
 
     def step(self) -> Step:
         """Lets it make one step."""
-        self.connection.send("step")
-        return self.connection.recv()
+        return self.ask("step")
 
     def matmul_peak(self, shapes: Sequence[tuple[int, int, int]], dtype: str) -> float:
         """Lets it measure the peak of its backend."""
-        self.connection.send((shapes, dtype))
-        return self.connection.recv()
+        return self.ask((shapes, dtype))
 
     def rest(self) -> int:
         """Lets it give back what memory its allocator kept, since others' turn comes; the bytes it still holds."""
-        self.connection.send("rest")
-        return self.connection.recv()
-
-    def last_words(self) -> str:
-        """The end of what it printed: the libraries' chatter, and at last a traceback."""
-        return "".join(self.said.readlines()[-LAST_LINES:])
-
-    def stop(self) -> None:
-        """Ends the process; it has nothing to tidy up."""
-        self.process.kill()
-        self.process.join()
-        self.connection.close()
-        self.said.close()
+        return self.ask("rest")
 
 
-def _work(connection: Connection, output: str, system: System, workload: Workload) -> None:
-    with open(output, "w") as file:
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # on a GPU, several share it
-    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-    backend.select(system.backend)
-    try:
-        from tools.benchmarks.systems import SYSTEMS
+def _work(connection: Connection, system: System, workload: Workload) -> None:
+    from tools.benchmarks.systems import SYSTEMS
 
-        SYSTEMS[system.name](system, workload, Pace(connection, system.backend))
-    except Exception:  # whatever it is, the others are to go on
-        traceback.print_exc()
+    SYSTEMS[system.name](system, workload, Pace(connection, system.backend))
