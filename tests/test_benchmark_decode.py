@@ -178,18 +178,15 @@ def test_systems_decode_the_same_tokens(gguf):
         prompts={case: np.random.default_rng(0).integers(0, 256, (1, 40)).tolist()},
     )
     found = {}
-    for system, backend in (("keras_mtp", name), ("keras_hub", name), ("transformers", "torch")):
-        decode_one = decoders.DECODERS[system](
-            System(name=system, backend=backend, dtype="float32"), workload
-        )
-        for mode in decode_turns.modes_of(
-            System(name=system, backend=backend, dtype="float32"), case, ["plain"]
-        ):
-            found[system, mode] = decode_one(workload.prompts[case], mode)
+    for who, where in (("keras_mtp", name), ("keras_hub", name), ("transformers", "torch")):
+        system = System(name=who, backend=where, dtype="float32")
+        decode_one = decoders.DECODERS[who](system, workload)
+        for mode in decode_turns.modes_of(system, case, ["plain"]):
+            found[who, mode] = decode_one(workload.prompts[case], mode)
     rows = [list(decoded.first_row) for decoded in found.values()]
     assert len(rows[0]) == 13 and len(set(rows[0])) > 1
     assert rows == [rows[0]] * 4
-    assert {key: d.passes for key, d in found.items() if key[1] == "plain"}.values() == [12, 12, 12]
+    assert [d.passes for (_, mode), d in found.items() if mode == "plain"] == [12, 12, 12]
     lookup = found["transformers", "prompt_lookup"]
     assert lookup.tokens <= 12 and lookup.passes <= lookup.tokens
 
