@@ -69,6 +69,10 @@ def test_rows_hold_medians_and_the_share_of_the_read_bandwidth():
     assert rows[1]["share_of_ceiling"] == pytest.approx(0.56)
 
 
+def test_the_spread_of_bandwidths_is_over_all_cases():
+    assert decode_results.spread({(0, SHORT): [1.0, 5.0], (1, LONG): [2.0]}) == {"best": 5.0, "median": 2.0}
+
+
 def test_ratios_compare_in_the_same_case_and_group():
     approx = pytest.approx
     assert decode_results.ratios(MEASURED) == {

@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> None:
         "rows": decode_results.rows(measured, workload.weights, ceilings),
         "ratios": decode_results.ratios(measured),
         "agreements": decode_results.agreements(measured),
-        "read_bytes_per_second": max(max(sums) for sums in ceilings.values()),
+        "read_bytes_per_second": decode_results.spread(ceilings),
         "new_tokens": workload.new_tokens,
         "failed": failed,
         "machine": machine.describe(filter(_is_installed, PACKAGES)),
@@ -163,7 +163,10 @@ def _show(found: dict) -> None:
     output.print("our tokens per second over theirs, in the same rounds:")
     for label, others in found["ratios"].items():
         output.print(f"  {label}: " + ", ".join(f"{name} {ratio:.2f}x" for name, ratio in others.items()))
-    output.print(f"memory is read at {found['read_bytes_per_second'] / 1e9:.1f} GB/s at best")
+    best, middle = (found["read_bytes_per_second"][key] / 1e9 for key in ("best", "median"))
+    output.print(
+        f"memory is read at {best:.1f} GB/s at best, {middle:.1f} in the median: far apart if others are busy"
+    )
     output.print(f"leading tokens alike, of {1 + found['new_tokens']}:")
     for label, count in found["agreements"].items():
         output.print(f"  {label}: {count}")

@@ -88,6 +88,12 @@ def _bytes_per_second(m: Measured, weights: int) -> float:
     return m.tokens_per_second * bytes_per_token
 
 
+def spread(ceilings: Ceilings) -> dict[str, float]:
+    """The best and the median of all bandwidths: far apart where other processes were busy, and times mean little."""
+    found = [bandwidth for sums in ceilings.values() for bandwidth in sums]
+    return {"best": max(found), "median": median(found)}
+
+
 def ratios(measured: Sequence[Measured]) -> dict[str, dict[str, float]]:
     """Our tokens per second over those of everything else in the same case and group; and over our own.
 

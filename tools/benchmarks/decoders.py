@@ -7,6 +7,10 @@ many tokens, since none may stop:
     keras_hub      `stop_token_ids=None`; its loop would go on to `max_length`, and ends after as many tokens
     transformers   the model has no end token set
     llama_cpp      its tokens are chosen here, by argmax, and nobody looks for an end
+
+The last two run with OpenMP's own settings, as one would use them: their threads spin while they wait, which is faster on
+a quiet machine (llama.cpp 40 tokens/s, else 21), and many times slower on a busy one. OMP_WAIT_POLICY=PASSIVE in the
+environment changes it for all.
 """
 
 import os
@@ -17,15 +21,19 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 
+from keras_mtp import backend
 from tools.benchmarks import machine
 from tools.benchmarks.decoded import Decode, Decoded, Prompts, System, Workload, by_difference
 
 MAX_LENGTH = 1024  # that keras-hub's buffer has at least, prompt included: what one would allow a chat
+ON_KERAS = ("keras_mtp", "keras_hub")
 LOOKUP_TOKENS = 3  # that transformers copies from the prompt as a draft, as in its own documentation
 
 
 def serve(connection: Connection, system: System, workload: Workload) -> None:
     """What a system's process does: loads, then decodes (prompts, mode) as asked."""
+    if system.name in ON_KERAS:
+        backend.select(system.backend)
     decode = DECODERS[system.name](system, workload)
     connection.send("ready")
     while True:

@@ -15,8 +15,6 @@ from typing import Any, Generic, Self, TypeVar
 
 from rich.console import Console
 
-from keras_mtp import backend
-
 LAST_LINES = 15
 SECONDS_TO_END = 5
 _SPAWN = multiprocessing.get_context("spawn")
@@ -26,7 +24,7 @@ class Process:
     """A running system, seen from outside.
 
     Args:
-        system: what it is; has a `backend` and can be shown as text.
+        system: what it is; it is shown as text.
         serve: what the process runs, a function of (connection, system, *arguments) at a module's top level. It sends
             "ready" once everything is loaded, and then answers requests for ever.
 
@@ -114,8 +112,6 @@ def _serve(connection: Connection, output: str, serve: Callable[..., None], syst
             os.dup2(file.fileno(), stream)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # on a GPU, several share it
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-    if system.backend in backend.BACKENDS:
-        backend.select(system.backend)
     try:
         serve(connection, system, *arguments)
     except EOFError:  # nobody asks any more

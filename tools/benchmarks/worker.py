@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from keras_mtp import memory
+from keras_mtp import backend, memory
 from keras_mtp.data.encoding import Encoded
 from keras_mtp.flops import Sizes
 from tools.benchmarks import machine
@@ -131,6 +131,7 @@ class Worker(Process):
 
 
 def _work(connection: Connection, system: System, workload: Workload) -> None:
+    backend.select(system.backend)
     from tools.benchmarks.systems import SYSTEMS
 
     SYSTEMS[system.name](system, workload, Pace(connection, system.backend))
