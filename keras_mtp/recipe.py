@@ -124,7 +124,10 @@ class DataRecipe(_Table):
         choices=("skip", "truncate"),
     )
     buckets: int = field(
-        4, "Batches are padded to one of this many lengths: more pads less but compiles more.", minimum=1
+        0,
+        "Batches are padded to one of this many lengths: more pads less but compiles more. 0: as few as keep padding "
+        "under a tenth of the positions.",
+        minimum=0,
     )
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from keras_mtp.data.batches import Batches, bucket_lengths
+from keras_mtp.data.batches import MOST_BUCKETS, Batches, bucket_lengths, enough_buckets
 from keras_mtp.data.encoding import Encoded
 from keras_mtp.data.splits import split_held_out
 from keras_mtp.errors import UserError
@@ -70,6 +70,15 @@ def test_few_lengths_and_little_padding():
     assert len(widths) <= 3
     assert 0 < batches.padding_share(100) < _batches(steps=100, buckets=1).padding_share(100)
     assert batches.tokens(0) == batches[0][0].size
+
+
+def test_no_more_buckets_than_keep_padding_under_a_tenth():
+    lengths = np.array([96] * 50 + [104] * 50 + [400] * 10)
+    assert enough_buckets(lengths) == 2
+    assert enough_buckets(np.array([100] * 10)) == 1
+    assert enough_buckets(np.geomspace(8, 4000, 20).astype(int)) == MOST_BUCKETS
+    batches = _batches(steps=100, buckets=0)
+    assert len(batches.bucket_lengths) == enough_buckets(batches.lengths)
 
 
 def test_buckets_are_the_best_there_are():

@@ -15,6 +15,8 @@ from keras_mtp.data.targets import Arrays, head_targets, pad
 from keras_mtp.errors import UserError
 
 Buckets = tuple[float, tuple[int, ...]]  # positions computed, lengths
+PADDING = 0.1  # share of the positions computed
+MOST_BUCKETS = 8  # each is a shape to compile
 MULTIPLE = 8  # lengths are rounded up to this, so that near-equal ones are one shape
 
 
@@ -31,7 +33,7 @@ class Batches(keras.utils.PyDataset):
         steps: optimizer steps.
         batch_size: examples per optimizer step.
         accumulation: micro-batches per optimizer step; divides `batch_size`.
-        buckets: number of batch lengths.
+        buckets: number of batch lengths; 0 takes as few as keep padding under `PADDING`.
         seed: with `purpose`, decides the order. purpose: names the stream ("warmup", "joint", "heads").
     """
 
@@ -57,7 +59,7 @@ class Batches(keras.utils.PyDataset):
         self.seed = seed
         self.purpose = purpose
         self.lengths = np.array([len(item.ids) for item in examples])
-        self.bucket_lengths = bucket_lengths(self.lengths, buckets)
+        self.bucket_lengths = bucket_lengths(self.lengths, buckets or enough_buckets(self.lengths))
         self._epoch_order = lru_cache(maxsize=2)(self.epoch_order)
 
     @property
@@ -146,6 +148,16 @@ def bucket_lengths(lengths: np.ndarray, count: int) -> np.ndarray:
             for j in range(len(sizes) + 1)
         ]
     return np.array(best[-1][1])
+
+
+def enough_buckets(lengths: np.ndarray) -> int:
+    """The smallest number of buckets that keeps the share of padding under `PADDING`; `MOST_BUCKETS` where none does."""
+    for count in range(1, MOST_BUCKETS):
+        buckets = bucket_lengths(lengths, count)
+        padded = buckets[np.searchsorted(buckets, lengths)].sum()
+        if lengths.sum() > (1 - PADDING) * padded:
+            return count
+    return MOST_BUCKETS
 
 
 def _with_bucket(buckets: Buckets, examples: int, size: int) -> Buckets:
