@@ -130,13 +130,15 @@ def _cache_folder() -> Path:
 # What follows needs Keras, and therefore comes after `select`.
 
 
-def compiled(function: Callable, variables: Sequence) -> Callable:
+def compiled(function: Callable, variables: Sequence, *, xla: bool = False) -> Callable:
     """`function` as the backend runs it fastest without gradients: jitted by JAX, traced by TensorFlow, plain in torch.
 
     Args:
         function: takes nested structures of tensors; reads Keras variables, changes none.
         variables: every Keras variable it reads. JAX takes their values as arguments: closed over, the weights would be
             constants of the program, copied into it and never updated.
+        xla: have TensorFlow compile it too. A loop that writes a little into a large tensor needs it: without, the
+            tensor is copied in every turn.
 
     Returns:
         A function of the same arguments (NumPy arrays are welcome) that sees the variables as they are at each call.
@@ -149,7 +151,7 @@ def compiled(function: Callable, variables: Sequence) -> Callable:
     if name == "tensorflow":
         import tensorflow as tf
 
-        traced = tf.function(function, autograph=False)
+        traced = tf.function(function, autograph=False, jit_compile=xla or None)
         return lambda *arguments: traced(*keras.tree.map_structure(tf.convert_to_tensor, arguments))
     import torch
 
@@ -196,6 +198,29 @@ class _TorchFused:
                 warnings.warn(f"torch.compile failed, so training runs uncompiled: {reason}", stacklevel=2)
                 self.compiled = None
         return self.function(*arguments)
+
+
+def write_rows(buffer, new, start):
+    """`buffer` with `new` in it, every row from a place of its own on; torch changes `buffer` itself.
+
+    Args:
+        buffer: (B, ..., S, E). new: (B, ..., R, E). start: int tensor (B,); `start + R` must not pass S.
+    """
+    import keras
+    from keras import ops
+
+    if keras.config.backend() == "torch":
+        for row, first in enumerate(start.tolist()):
+            buffer[row].narrow(-2, first, new.shape[-2]).copy_(new[row])
+        return buffer
+
+    def write(row, buffer):
+        place = [0] * len(buffer.shape)
+        place[0], place[-2] = row, start[row]
+        return ops.slice_update(buffer, place, ops.slice(new, [row, *place[1:-2], 0, 0], (1, *new.shape[1:])))
+
+    rows = buffer.shape[0]
+    return write(0, buffer) if rows == 1 else ops.fori_loop(0, rows, write, buffer)
 
 
 def matmul(a, b, *, transpose_b: bool = False):

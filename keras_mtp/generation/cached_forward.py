@@ -1,99 +1,118 @@
-"""One pass of the trunk over a few tokens at a time, with the keys and values of earlier ones kept.
+"""One pass of the trunk and the heads over a few tokens at a time, with the keys and values of earlier ones kept.
 
-Prompts of different lengths need a position per row. The prefix is the first thing in the cache, and positions count it.
-Pinned by test_cached_forward.py: cached equals uncached.
+    slot of the cache = position of the token in its row      [ prefix | prompt | answer ]
 
-B rows, R new tokens per row, S cache slots, H key-value heads, G query heads per key-value head, E head size.
+Every row writes at its own place, so rows of different lengths advance each at its own pace, and going back to an
+earlier position is all that forgetting a token takes: what lies behind a row's position is never looked at before it is
+written again. Pinned by test_cached_forward.py: cached equals uncached.
+
+B rows, R new tokens per row, S cache slots, H key-value heads, E head size, K = 1 + number of heads.
 """
 
 import keras
 from keras import ops
 
-from keras_mtp.layers.block import Rotation, apply_block, grouped_attention
+from keras_mtp import backend
+from keras_mtp.generation.attention import attend_filled
+from keras_mtp.layers.block import Rotation, apply_block
 
-Cache = list  # one [keys, values] per block, each (B, S, H, E)
+Cache = list  # one [keys, values] per block, each (B, H, S, E): the trunk's blocks, then those of the heads
 
 
 class CachedForward:
-    """The trunk of an `MTPCausalLM`, prefix included, as a step over a key-value cache.
-
-    A token lies in a *slot* of the cache, the same for every row of the batch; its rotary *position* is the row's own.
-    So ragged prompts, padded on the right, can be followed by new tokens that all rows write into the same slot.
+    """The layers of an `MTPCausalLM`, prefix included, as a step over a key-value cache.
 
     Args:
-        model: the `MTPCausalLM` whose `head_1` is to be computed.
+        model: the `MTPCausalLM`.
+        heads: whether the far heads are run too.
     """
 
-    def __init__(self, model: keras.Model):
+    def __init__(self, model: keras.Model, *, heads: bool = False):
         self.backbone = model.backbone
         self.prefix_embedding = model.prefix_embedding
         self.prefix_length = model.prefix_length
+        self.heads = list(model.heads) if heads else []
+        self.blocks = [*self.backbone.transformer_layers]
+        for head in self.heads:
+            self.blocks += _blocks_of(head, self.backbone.hidden_dim)
 
     def empty_cache(self, batch_size, slots) -> Cache:
-        """Zeros (B, S, H, E) for every block, in the compute dtype."""
-        attention = self.backbone.transformer_layers[0]._self_attention_layer
-        head_dim = self.backbone.hidden_dim // attention.num_query_heads
-        shape = (batch_size, slots, attention.num_key_value_heads, head_dim)
-        dtype = self.backbone.token_embedding.compute_dtype
-        return [[ops.zeros(shape, dtype), ops.zeros(shape, dtype)] for _ in self.backbone.transformer_layers]
+        """Zeros (B, H, S, E) for every block, in the compute dtype. `slots` is a multiple of `attention.CHUNK`."""
+        cache = []
+        for block in self.blocks:
+            attention = block._self_attention_layer
+            head_dim = attention._query_dense.kernel.shape[-1]
+            shape = (batch_size, attention.num_key_value_heads, slots, head_dim)
+            cache.append([ops.zeros(shape, block.compute_dtype) for _ in range(2)])
+        return cache
 
-    def prefill(self, token_ids, lengths, cache: Cache):
-        """Reads the prefix and the prompts into the first P + T slots.
+    def read_prefix(self, cache: Cache) -> Cache:
+        """Writes the prefix, if there is one, into the first P slots of every row; computed for one row."""
+        if self.prefix_embedding is None:
+            return cache
+        of_one = self.empty_cache(1, cache[0][0].shape[2])
+        no_token = ops.zeros((1, 0, self.backbone.hidden_dim), self.backbone.token_embedding.compute_dtype)
+        _, of_one = self._states(self.prefix_embedding(no_token), ops.zeros((1,), "int32"), of_one)
+        return [
+            [one + empty for one, empty in zip(*pair, strict=True)]
+            for pair in zip(of_one, cache, strict=True)
+        ]
 
-        Args:
-            token_ids: int tensor (B, T), padded on the right. lengths: int tensor (B,), tokens of each prompt.
-
-        Returns:
-            `(hidden_states, cache)`: the normed state (B, D) of every prompt's last token.
-        """
-        x = self.backbone.token_embedding(token_ids)
-        if self.prefix_embedding is not None:
-            x = self.prefix_embedding(x)
-        batch_size, length = ops.shape(x)[0], ops.shape(x)[1]
-        positions = ops.broadcast_to(ops.arange(length, dtype="int32"), (batch_size, length))
-        slots = ops.shape(cache[0][0])[1]
-        causal = ops.arange(slots, dtype="int32")[None, None] <= positions[:, :, None]
-        x, cache = self._blocks(x, positions, causal, cache, 0)
-        last = ops.reshape(self.prefix_length + lengths - 1, (-1, 1, 1))
-        return ops.squeeze(ops.take_along_axis(self.backbone.layer_norm(x), last, axis=1), 1), cache
-
-    def step(self, token_ids, positions, visible, cache: Cache, slot):
+    def step(self, token_ids, start, cache: Cache):
         """One pass over R new tokens per row.
 
         Args:
-            token_ids: int tensor (B, R). positions: int tensor (B, R), prefix counted.
-            visible: bool tensor (B, R, S), the slots each new token may look at, its own included.
-            cache: as `prefill` left it. slot: where the new tokens go; `slot + R` must not pass S.
+            token_ids: int tensor (B, R). start: int tensor (B,), the position of each row's first new token, prefix
+                counted; `start + R` must not pass S, or earlier slots are overwritten.
+            cache: from an earlier step, or from `read_prefix`. On torch it is changed in place.
 
         Returns:
-            `(hidden_states, cache)`: normed states (B, R, D).
+            `(states, cache)`: list of the K normed states (B, R, D), head_1's first.
         """
-        x = self.backbone.token_embedding(token_ids)
-        x, cache = self._blocks(x, positions, visible, cache, slot)
-        return self.backbone.layer_norm(x), cache
+        states, cache = self._states(self.backbone.token_embedding(token_ids), start, cache)
+        return [self.backbone.layer_norm(state) for state in states], cache
 
-    def logits(self, hidden_states):
+    def logits(self, states):
         """(..., D) -> (..., V)."""
-        return self.backbone.token_embedding(hidden_states, reverse=True)
+        return self.backbone.token_embedding(states, reverse=True)
 
-    def _blocks(self, x, positions, visible, cache, slot):
-        blocks = self.backbone.transformer_layers
-        rotation = Rotation(blocks[0], positions)
-        updated = []
-        for block, entry in zip(blocks, cache, strict=True):
-            x, entry = _cached_block(block, x, rotation, visible, entry, slot)
+    def _states(self, x, start, cache):
+        positions = start[:, None] + ops.arange(x.shape[1], dtype="int32")[None]
+        rotation = Rotation(self.blocks[0], positions)
+        updated: Cache = []
+
+        def run(block, x):
+            x, entry = _cached_block(block, x, rotation, positions, cache[len(updated)])
             updated.append(entry)
-        return x, updated
+            return x
+
+        *blocks, last_block = self.backbone.transformer_layers
+        for block in blocks:
+            x = run(block, x)
+        read = {"before_last_block": x, "last_block": run(last_block, x)}
+        states = [read["last_block"], *(head.advance(read[head.reads], run) for head in self.heads)]
+        return states, updated
 
 
-def _cached_block(block, x, rotation, visible, entry, slot):
-    """A block over the keys and values in `entry` and the new ones, which it writes from `slot` on."""
-    kept = list(entry)
+def _blocks_of(head, hidden_dim: int) -> list:
+    """The decoder blocks of a head, in the order in which it runs them."""
+    blocks = []
+
+    def note(block, x):
+        blocks.append(block)
+        return x
+
+    head.advance(ops.zeros((1, 1, hidden_dim), head.compute_dtype), note)
+    return blocks
+
+
+def _cached_block(block, x, rotation, positions, entry):
+    """A block over the keys and values in `entry` and the new ones, which it writes at their positions."""
+    kept: list = []
 
     def attend(query, key, value):
-        keys = ops.slice_update(entry[0], [0, slot, 0, 0], key)
-        values = ops.slice_update(entry[1], [0, slot, 0, 0], value)
-        kept[:] = keys, values
-        return grouped_attention(query, keys, values, visible, block._self_attention_layer._inv_norm_factor)
+        new = (ops.transpose(key, (0, 2, 1, 3)), ops.transpose(value, (0, 2, 1, 3)))
+        kept[:] = (backend.write_rows(old, n, positions[:, 0]) for old, n in zip(entry, new, strict=True))
+        return attend_filled(query, kept[0], kept[1], positions, block._self_attention_layer._inv_norm_factor)
 
     return apply_block(block, x, rotation, attend), kept

@@ -1,97 +1,142 @@
-"""Batched greedy decoding over a key-value cache, the whole loop compiled where the backend can.
-
-    slots      [ prefix | prompt, padded on the right | new tokens ]
-    positions    0..P-1   P..P+len-1 of each row        P+len, P+len+1, ...
-
-A row's padding slots are never visible, and its new tokens continue its own positions.
-"""
+"""Continues prompts with a model, plainly or with the drafts of its heads."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_mtp import backend
-from keras_mtp.generation.cached_forward import CachedForward
+from keras_mtp.generation.batch import Batch, OnTokens
+from keras_mtp.generation.decoding import Decoding
+from keras_mtp.generation.fixed_shape import fixed_shape
+from keras_mtp.generation.statistics import Statistics
+
+TRIAL = 32  # passes after which drafts must have paid
+PAYS = 1.3  # tokens per pass: what running the heads and their unembedding costs, and a little
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What came out of a generation.
+
+    Args:
+        tokens: the new tokens of every prompt, without the stop token. statistics: what they cost.
+    """
+
+    tokens: list[list[int]]
+    statistics: Statistics
+
+
+NOTHING = Statistics(tokens=0, passes=0, histogram=(), prompt_seconds=0.0, seconds=0.0, speculated=False)
 
 
 class Generator:
-    """Continues prompts greedily with an `MTPCausalLM`.
+    """Continues prompts with an `MTPCausalLM`.
 
     Args:
         model: the model; its prefix is in front of every prompt.
         stop_ids: token ids that end an answer. They are not part of it.
         max_new_tokens: int. Longest answer.
+        speculate: draft with the model's heads, in exact mode: the same tokens as `exact` alone, in fewer passes. Drafts
+            that turn out not to pay are given up.
+        exact: run every pass over a fixed number of tokens, so that a token depends neither on where in the pass it is
+            computed nor on the other rows. Plain decoding without it is faster, and differs in the last bits.
+        rows: pad every batch to this many rows, so that batches of all sizes are computed alike.
 
     Raises:
-        ValueError: `max_new_tokens` below 1, or no stop ids.
+        ValueError: `max_new_tokens` below 0, or no stop ids.
     """
 
-    def __init__(self, model: keras.Model, *, stop_ids: Collection[int], max_new_tokens: int):
-        if max_new_tokens < 1:
+    def __init__(
+        self,
+        model: keras.Model,
+        *,
+        stop_ids: Collection[int],
+        max_new_tokens: int,
+        speculate: bool = False,
+        exact: bool = False,
+        rows: int = 1,
+    ):
+        if max_new_tokens < 0:
             raise ValueError(
-                f"`max_new_tokens` must be at least 1. Received: max_new_tokens={max_new_tokens}"
+                f"`max_new_tokens` must be at least 0. Received: max_new_tokens={max_new_tokens}"
             )
         if not stop_ids:
             raise ValueError("`stop_ids` must hold at least one token id. Received an empty collection.")
+        self.model = model
         self.stop_ids = np.array(sorted(stop_ids), "int32")
         self.max_new_tokens = max_new_tokens
-        self.forward = CachedForward(model)
-        self._decode = backend.compiled(self._greedy, model.variables)
+        self.speculate = speculate and bool(model.heads)
+        self.exact = exact or self.speculate
+        self.rows = rows
+        self._decodings: dict[tuple[bool, int], Decoding] = {}
 
     def __call__(self, prompts: Sequence[Sequence[int]], pad_to: int | None = None) -> list[list[int]]:
         """Continues a batch of prompts.
 
         Args:
             prompts: token ids of every prompt, none empty.
-            pad_to: pad the prompts to this many tokens, so that batches share one compiled shape.
+            pad_to: give the cache room for prompts of this many tokens, so that batches share one compiled shape.
 
         Returns:
             The new tokens of every prompt, without the stop token.
         """
-        width = max(pad_to or 0, *(len(prompt) for prompt in prompts))
-        token_ids = np.zeros((len(prompts), width), "int32")
-        for row, prompt in enumerate(prompts):
-            token_ids[row, : len(prompt)] = prompt
-        lengths = np.array([len(prompt) for prompt in prompts], "int32")
-        tokens = ops.convert_to_numpy(self._decode(token_ids, lengths))
-        return [self._until_stop(row) for row in tokens.tolist()]
+        return self.answer(prompts, pad_to=pad_to).tokens
 
-    def _until_stop(self, tokens: list[int]) -> list[int]:
-        stops = set(self.stop_ids.tolist())
-        return tokens[: next((i for i, token in enumerate(tokens) if token in stops), len(tokens))]
+    def answer(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        pad_to: int | None = None,
+        on_tokens: OnTokens | None = None,
+        passes: int = 16,
+    ) -> Answers:
+        """As a call, with what it cost.
 
-    def _greedy(self, token_ids, lengths):
-        """(B, T) and (B,) -> (B, max_new_tokens): new tokens; after a stop token, stop tokens."""
-        forward, new = self.forward, self.max_new_tokens
-        batch_size, first_slot = ops.shape(token_ids)[0], forward.prefix_length + ops.shape(token_ids)[1]
-        cache = forward.empty_cache(batch_size, first_slot + new)
-        slots = ops.arange(first_slot + new, dtype="int32")[None, None]
-        prompt_end = ops.reshape(forward.prefix_length + lengths, (-1, 1, 1))
-        in_prompt = slots < prompt_end
+        Args:
+            prompts, pad_to: as in a call.
+            on_tokens: is given the new tokens of every row, stop tokens left out, as they come; the rows that it
+                returns end there.
+            passes: after how many passes it is called.
+        """
+        if not self.max_new_tokens:
+            return Answers(tokens=[[] for _ in prompts], statistics=NOTHING)
+        rows, width = max(len(prompts), self.rows), 1
+        if self.exact:
+            rows, width = fixed_shape(rows, 1 + len(self.model.heads))
+        batch = Batch(
+            self._decoding(self.speculate, width),
+            prompts,
+            rows=rows,
+            pad_to=pad_to or 0,
+            max_new_tokens=self.max_new_tokens,
+            stop_ids=self.stop_ids,
+        )
+        batch.read()
+        told, speculating = [0] * len(prompts), self.speculate
+        while True:
+            if on_tokens:
+                tokens = batch.tokens()
+                batch.end(on_tokens([row[n:] for row, n in zip(tokens, told, strict=True)]))
+                told = [len(row) for row in tokens]
+            if not batch.running:
+                break
+            if speculating and not _pays(batch.statistics(speculated=True)):
+                batch.continue_with(self._decoding(False, width))
+                speculating = False
+            batch.run(passes if on_tokens or speculating else None)
+        return Answers(tokens=batch.tokens(), statistics=batch.statistics(speculated=speculating))
 
-        def is_stop(token):
-            return ops.any(ops.equal(token[:, None], ops.convert_to_tensor(self.stop_ids)[None]), axis=-1)
+    def _decoding(self, heads: bool, width: int) -> Decoding:
+        key = heads, width
+        if key not in self._decodings:
+            self._decodings[key] = Decoding(self.model, heads=heads, width=width, choose=self._choose)
+        return self._decodings[key]
 
-        def running(i, token, tokens, cache):
-            return ops.logical_and(i < new, ops.logical_not(ops.all(is_stop(token))))
-
-        def body(i, token, tokens, cache):
-            slot = first_slot + i - 1
-            visible = ops.logical_or(in_prompt, ops.logical_and(slots >= first_slot, slots <= slot))
-            positions = prompt_end[:, :, 0] + i - 1
-            hidden, cache = forward.step(token[:, None], positions, visible, cache, slot)
-            following = _argmax(forward.logits(hidden[:, 0]))
-            token = ops.where(is_stop(token), token, following)
-            return i + 1, token, ops.slice_update(tokens, [0, i], token[:, None]), cache
-
-        hidden, cache = forward.prefill(token_ids, lengths, cache)
-        token = _argmax(forward.logits(hidden))
-        tokens = ops.broadcast_to(ops.convert_to_tensor(self.stop_ids[:1]), (batch_size, new))
-        tokens = ops.slice_update(tokens, [0, 0], token[:, None])
-        return ops.while_loop(running, body, (ops.convert_to_tensor(1, "int32"), token, tokens, cache))[2]
+    def _choose(self, logits, uniforms):
+        return ops.cast(ops.argmax(logits, axis=-1), "int32")
 
 
-def _argmax(logits):
-    return ops.cast(ops.argmax(logits, axis=-1), "int32")
+def _pays(statistics: Statistics) -> bool:
+    return statistics.passes < TRIAL or statistics.tokens_per_pass >= PAYS

@@ -1,0 +1,64 @@
+"""Attention over as much of a cache as is filled, in chunks whose sums are taken one after another.
+
+A chunk that a row may not look at leaves that row's result as it is, to the last bit: its weights are exact zeros. So a
+row depends neither on how long its neighbours are nor on how much room the cache has, and a pass costs what is filled.
+
+B rows of the batch, R new tokens per row, S slots, H key-value heads, G query heads per key-value head, E head size.
+"""
+
+from keras import ops
+
+CHUNK = 128  # slots; a cache has a multiple of this
+ROWS = 8  # products over several tokens have a multiple of so many rows: then no row depends on its place
+
+
+def attend_filled(query, keys, values, positions, scale: float):
+    """Causal attention over a cache; softmax and sums in float32.
+
+    Args:
+        query: (B, R, H*G, E), rotated. keys, values: (B, H, S, E), S a multiple of `CHUNK`; a token is in the slot of
+            its position.
+        positions: int tensor (B, R), of the new tokens. scale: usually 1 / sqrt(E).
+
+    Returns:
+        (B, R, H*G, E).
+    """
+    batch_size, new, heads = ops.shape(query)[0], query.shape[1], keys.shape[1]
+    groups, head_dim = query.shape[2] // heads, query.shape[3]
+    query = ops.reshape(query * scale, (batch_size, new, heads, groups, head_dim))
+    query = ops.reshape(ops.transpose(query, (0, 2, 3, 1, 4)), (batch_size, heads, groups * new, head_dim))
+    last = ops.tile(positions, (1, groups))[
+        :, None, :, None
+    ]  # the last slot that each row of `query` may look at
+    if new > 1:
+        query, last = _padded(query, 2), _padded(last, 2)
+    rows = query.shape[2]
+    size = (batch_size, heads, rows)
+
+    def chunk(i, largest, total, attended):
+        start = [0, 0, i * CHUNK, 0]
+        key = ops.slice(keys, start, (batch_size, heads, CHUNK, head_dim))
+        value = ops.slice(values, start, (batch_size, heads, CHUNK, head_dim))
+        scores = ops.cast(ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))), "float32")
+        scores = ops.where(i * CHUNK + ops.arange(CHUNK, dtype="int32") <= last, scores, -1e9)
+        new_largest = ops.maximum(largest, ops.max(scores, axis=-1, keepdims=True))
+        weights, before = ops.exp(scores - new_largest), ops.exp(largest - new_largest)
+        total = total * before + ops.sum(weights, axis=-1, keepdims=True)
+        here = ops.cast(ops.matmul(ops.cast(weights, value.dtype), value), "float32")
+        return new_largest, total, attended * before + here
+
+    nothing = (
+        ops.full((*size, 1), -1e9, "float32"),
+        ops.zeros((*size, 1), "float32"),
+        ops.zeros((*size, head_dim), "float32"),
+    )
+    filled = ops.max(positions) // CHUNK + 1
+    _, total, attended = ops.fori_loop(0, filled, lambda i, sums: chunk(i, *sums), nothing)
+    attended = ops.cast(attended / total, query.dtype)[:, :, : groups * new]
+    attended = ops.reshape(attended, (batch_size, heads, groups, new, head_dim))
+    return ops.reshape(ops.transpose(attended, (0, 3, 1, 2, 4)), (batch_size, new, heads * groups, head_dim))
+
+
+def _padded(x, axis: int):
+    missing = -x.shape[axis] % ROWS
+    return ops.pad(x, [(0, missing if i == axis else 0) for i in range(len(x.shape))]) if missing else x

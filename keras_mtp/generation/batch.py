@@ -1,0 +1,155 @@
+"""A batch of prompts on its way: read in chunks, then passes, in a cache that is given room as it fills."""
+
+import time
+from collections.abc import Callable, Collection, Sequence
+
+import numpy as np
+from keras import ops
+
+from keras_mtp.generation.attention import CHUNK
+from keras_mtp.generation.decoding import PREFILL, Decoding, Rows
+from keras_mtp.generation.statistics import Statistics
+
+AHEAD = 512  # new tokens for which a cache has room from the start, where so many are allowed
+FOREVER = 2**30
+
+# New tokens of every row in, the rows that shall end out.
+OnTokens = Callable[[list[list[int]]], Collection[int]]
+
+
+class Batch:
+    """Prompts and the answers to them, as far as they have come.
+
+    Args:
+        decoding: how to decode. rows: B, to which the batch is filled up with copies that are not answered.
+        prompts: token ids, none empty. pad_to: int. Leave room for prompts of this length.
+        max_new_tokens: int, at least 1. stop_ids: int array (N,).
+    """
+
+    def __init__(
+        self,
+        decoding: Decoding,
+        prompts: Sequence[Sequence[int]],
+        *,
+        rows: int,
+        pad_to: int,
+        max_new_tokens: int,
+        stop_ids: np.ndarray,
+    ):
+        self.decoding, self.stop_ids, self.max_new_tokens = decoding, stop_ids, max_new_tokens
+        self.count = len(prompts)
+        prompts = [list(prompt) for prompt in prompts] + [list(prompts[0])] * (rows - len(prompts))
+        self.lengths = np.array([len(prompt) for prompt in prompts], "int32")
+        self.prefix_length = decoding.forward.prefix_length
+        width = -(-max(pad_to, *self.lengths.tolist(), 1) // PREFILL) * PREFILL
+        self.prompts = np.zeros((rows, width), "int32")
+        for row, prompt in zip(self.prompts, prompts, strict=True):
+            row[: len(prompt)] = prompt
+        room = np.full(rows, max_new_tokens, "int32")
+        room[self.count :] = 0
+        ahead = min(max_new_tokens, AHEAD) + decoding.width + 1
+        slots = _slots(self.prefix_length + width + ahead)
+        self.rows = Rows(
+            ids=np.zeros((rows, slots, 1), "int32"),
+            at=self.prefix_length + self.lengths - 1,
+            room=room,
+            drafts=np.zeros((rows, decoding.said_per_pass - 1), "int32"),
+            histogram=np.zeros(1 + decoding.said_per_pass, "int32"),
+        )
+        self.uniforms = np.zeros((rows, slots), "float32")
+        self.cache = decoding.forward.empty_cache(rows, slots)
+        self.began, self.prompt_seconds = time.perf_counter(), 0.0
+
+    def read(self) -> None:
+        """Reads the prefix and the prompts, and says the first token of every answer."""
+        decoding = self.decoding
+        cache = decoding.read_prefix(self.cache)
+        rows = len(self.prompts)
+        size = decoding.forward.backbone.hidden_dim
+        states = ops.zeros((decoding.said_per_pass, rows, size), decoding.forward.backbone.compute_dtype)
+        longest = int(self.lengths.max())
+        for done in range(0, longest, PREFILL):
+            chunk = self.prompts[:, done : done + PREFILL]
+            states, cache = decoding.prefill(chunk, np.int32(done), self.lengths, states, cache)
+        self.rows, self.cache = decoding.first(states, self.stop_ids, self.uniforms, self.rows), cache
+        self.prompt_seconds = self._elapsed()
+
+    @property
+    def running(self) -> bool:
+        """Whether an answer has not ended."""
+        return bool((_numpy(self.rows.room) > 0).any())
+
+    def run(self, passes: int | None = None) -> None:
+        """Up to `passes` passes; without a number until all answers have ended, or the cache is full."""
+        self._make_room()
+        budget = np.int32(FOREVER if passes is None else passes)
+        self.rows, self.cache = self.decoding.passes(
+            budget, self.stop_ids, self.uniforms, self.rows, self.cache
+        )
+
+    def continue_with(self, decoding: Decoding) -> None:
+        """Goes on in another way of decoding, whose cache is the beginning of this one's."""
+        self.decoding = decoding
+        self.cache = self.cache[: len(decoding.forward.blocks)]
+        self.rows = self.rows._replace(drafts=self.rows.drafts[:, : decoding.said_per_pass - 1])
+
+    def end(self, rows: Collection[int]) -> None:
+        """Lets some answers end where they are."""
+        if rows:
+            room = _numpy(self.rows.room).copy()
+            room[list(rows)] = 0
+            self.rows = self.rows._replace(room=room)
+
+    def tokens(self) -> list[list[int]]:
+        """The new tokens of every prompt so far, stop tokens left out."""
+        ids, at = _numpy(self.rows.ids)[:, :, 0], _numpy(self.rows.at)
+        stops = set(self.stop_ids.tolist())
+        answers = []
+        for row in range(self.count):
+            answer = ids[row, self.prefix_length + self.lengths[row] : at[row] + 1].tolist()
+            answers.append(answer[:-1] if answer and answer[-1] in stops else answer)
+        return answers
+
+    def statistics(self, *, speculated: bool) -> Statistics:
+        """What it has cost so far."""
+        histogram = tuple(_numpy(self.rows.histogram)[1:].tolist())
+        new = _numpy(self.rows.at) + 1 - self.prefix_length - self.lengths
+        return Statistics(
+            tokens=int(new[: self.count].sum()),
+            passes=sum(histogram),
+            histogram=histogram,
+            prompt_seconds=self.prompt_seconds,
+            seconds=self._elapsed() - self.prompt_seconds,
+            speculated=speculated,
+        )
+
+    def _elapsed(self) -> float:
+        _numpy(self.rows.at)  # waits for what has been started
+        return time.perf_counter() - self.began
+
+    def _make_room(self) -> None:
+        """Gives the cache more slots where a row has come near its end."""
+        slots = self.cache[0][0].shape[2]
+        needed = int(_numpy(self.rows.at).max()) + self.decoding.width + 2
+        if needed <= slots:
+            return
+        more = _slots(needed) - slots
+        self.cache = [[ops.pad(x, [(0, 0), (0, 0), (0, more), (0, 0)]) for x in pair] for pair in self.cache]
+        ids = ops.pad(self.rows.ids, [(0, 0), (0, more), (0, 0)])
+        self.rows = self.rows._replace(ids=ids)
+        self.uniforms = np.pad(self.uniforms, [(0, 0), (0, more)])
+
+
+def _slots(needed: int) -> int:
+    """The next size of a cache: CHUNK times 1, 2, 3, 4, 6, 8, 12, ..., few enough to compile for each."""
+    size = CHUNK
+    while size < needed:
+        power = CHUNK
+        while 2 * power <= size:
+            power *= 2
+        size = power * 3 // 2 if size == power and power > CHUNK else 2 * power
+    return size
+
+
+def _numpy(x) -> np.ndarray:
+    return np.asarray(ops.convert_to_numpy(x)) if not isinstance(x, np.ndarray) else x

@@ -1,0 +1,137 @@
+"""The passes of decoding, compiled: read prompts, then pass after pass until every answer has ended.
+
+    tokens of a pass    [ certain | draft 2 ... draft K | filling ]     R of them per row, from the certain one's slot on
+    yields              the certain token's successor, and one more for every draft that was right
+
+Plain decoding is K = 1. In *exact mode* it, too, runs R tokens per row: then every token of the answer, whoever drafted
+it, comes out of products of the same shape, whose rows depend neither on their place nor on their neighbours, and the
+answer is the same to the last bit (test_fixed_shape.py).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+from keras import ops
+
+from keras_mtp import backend
+from keras_mtp.generation.acceptance import agreeing, yielded
+from keras_mtp.generation.cached_forward import Cache, CachedForward
+from keras_mtp.generation.drafting import Drafter
+
+PREFILL = 64  # tokens of a prompt read in one pass
+
+Choose = Callable[[Any, Any], Any]  # logits (B, K, V), uniforms (B, K) -> token ids (B, K)
+
+
+class Rows(NamedTuple):
+    """Where every row of a batch stands.
+
+    Args:
+        ids: int tensor (B, S, 1), every token in the slot of its position. at: int tensor (B,), slot of the last one,
+            which no pass has read yet. room: int tensor (B,), how many more the answer may take; 0 where it has ended.
+        drafts: int tensor (B, K - 1). histogram: int tensor (K + 1,), passes of a row by the number of tokens they yielded; 0 where
+            the row had ended.
+    """
+
+    ids: Any
+    at: Any
+    room: Any
+    drafts: Any
+    histogram: Any
+
+
+class Decoding:
+    """One way of decoding with a model: how many drafts, and how many tokens per row in a pass.
+
+    Args:
+        model: the `MTPCausalLM`.
+        heads: draft with the model's heads; without, K = 1.
+        width: R, at least K.
+        choose: what the model says, given its logits.
+    """
+
+    def __init__(self, model: keras.Model, *, heads: bool, width: int, choose: Choose):
+        self.forward = CachedForward(model, heads=heads)
+        self.drafter = Drafter(self.forward)
+        self.said_per_pass, self.width, self.choose = 1 + len(self.forward.heads), width, choose
+        self.prefill = backend.compiled(self._prefill, model.variables, xla=True)
+        self.first = backend.compiled(self._first, model.variables, xla=True)
+        self.passes = backend.compiled(self._passes, model.variables, xla=True)
+        self.read_prefix = backend.compiled(self.forward.read_prefix, model.variables, xla=True)
+
+    def _prefill(self, token_ids, done, lengths, states, cache: Cache):
+        """Reads `PREFILL` tokens of every prompt, from the `done`-th on.
+
+        Args:
+            token_ids: int tensor (B, PREFILL), padded on the right. lengths: int tensor (B,), of the whole prompts.
+            states: tensor (K, B, D): those at the last token of every prompt whose end has been read.
+
+        Returns:
+            `(states, cache)`.
+        """
+        start = ops.zeros_like(lengths) + self.forward.prefix_length + done
+        of_chunk, cache = self.forward.step(token_ids, start, cache)
+        last = lengths - 1 - done
+        here = ops.logical_and(last >= 0, last < PREFILL)[None, :, None]
+        found = _at_row(ops.stack(of_chunk), ops.clip(last, 0, PREFILL - 1))
+        return ops.where(here, found, states), cache
+
+    def _first(self, states, stop_ids, uniforms, rows: Rows) -> Rows:
+        """The first token of every answer, from the states at the prompts' last tokens."""
+        said = self.choose(self.forward.logits(states[0])[:, None], _following(uniforms, rows.at, 1))
+        advanced = self._advanced(rows, said, ops.zeros_like(rows.at), states[:, :, None], stop_ids)
+        return advanced._replace(histogram=rows.histogram)  # it cost no pass
+
+    def _passes(self, budget, stop_ids, uniforms, rows: Rows, cache: Cache):
+        """Up to `budget` passes; fewer if all rows have ended, or if one has come near the end of the cache."""
+        furthest = cache[0][0].shape[2] - self.width - 1
+
+        def running(i, rows, cache):
+            active = ops.logical_and(ops.any(rows.room > 0), ops.max(rows.at) <= furthest)
+            return ops.logical_and(i < budget, active)
+
+        def body(i, rows, cache):
+            return i + 1, *self._pass(stop_ids, uniforms, rows, cache)
+
+        done = ops.convert_to_tensor(0, "int32")
+        _, rows, cache = ops.while_loop(running, body, (done, rows, cache))
+        return rows, cache
+
+    def _pass(self, stop_ids, uniforms, rows: Rows, cache: Cache):
+        certain = ops.take_along_axis(rows.ids[:, :, 0], rows.at[:, None], axis=1)
+        filling = [certain] * (self.width - self.said_per_pass)
+        states, cache = self.forward.step(
+            ops.concatenate([certain, rows.drafts, *filling], 1), rows.at, cache
+        )
+        batch_size, width, size = states[0].shape
+        logits = self.forward.logits(ops.reshape(states[0], (batch_size * width, size)))
+        logits = ops.reshape(logits, (batch_size, width, -1))[:, : self.said_per_pass]
+        said = self.choose(logits, _following(uniforms, rows.at, self.said_per_pass))
+        rows = self._advanced(rows, said, agreeing(rows.drafts, said), ops.stack(states), stop_ids)
+        return rows, cache
+
+    def _advanced(self, rows: Rows, said, right, states, stop_ids) -> Rows:
+        """`rows` with what a pass said in it, and new drafts. `states` is (K, B, R, D)."""
+        count, ended = yielded(said, right, rows.room, stop_ids)
+        row = ops.maximum(count - 1, 0)
+        token = ops.take_along_axis(said, row[:, None], axis=1)[:, 0]
+        tally = ops.equal(ops.arange(rows.histogram.shape[0], dtype="int32")[None], count[:, None])
+        return Rows(
+            ids=backend.write_rows(rows.ids, said[:, :, None], rows.at + 1),
+            at=rows.at + count,
+            room=ops.where(ended, 0, rows.room - count),
+            drafts=self.drafter(_at_row(states[1:], row), token) if self.drafter.count else rows.drafts,
+            histogram=rows.histogram + ops.sum(ops.cast(tally, "int32"), axis=0),
+        )
+
+
+def _at_row(states, row):
+    """(K, B, R, D) -> (K, B, D): for every row of the batch the state in place `row` (B,)."""
+    return ops.squeeze(ops.take_along_axis(states, row[None, :, None, None], axis=2), 2)
+
+
+def _following(uniforms, at, count: int):
+    """The uniforms (B, count) of the places behind `at`."""
+    places = at[:, None] + 1 + ops.arange(count, dtype="int32")[None]
+    return ops.take_along_axis(uniforms, places, axis=1)
