@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_mtp.generation.attention import CHUNK
 from keras_mtp.generation.decoding import PREFILL, Decoding, Rows
+from keras_mtp.generation.sampling import Sampling
 from keras_mtp.generation.statistics import Statistics
 
 AHEAD = 512  # new tokens for which a cache has room from the start, where so many are allowed
@@ -23,7 +24,7 @@ class Batch:
     Args:
         decoding: how to decode. rows: B, to which the batch is filled up with copies that are not answered.
         prompts: token ids, none empty. pad_to: int. Leave room for prompts of this length.
-        max_new_tokens: int, at least 1. stop_ids: int array (N,).
+        max_new_tokens: int, at least 1. stop_ids: int array (N,). sampling: whose numbers to use.
     """
 
     def __init__(
@@ -35,8 +36,9 @@ class Batch:
         pad_to: int,
         max_new_tokens: int,
         stop_ids: np.ndarray,
+        sampling: Sampling,
     ):
-        self.decoding, self.stop_ids, self.max_new_tokens = decoding, stop_ids, max_new_tokens
+        self.decoding, self.stop_ids, self.sampling = decoding, stop_ids, sampling
         self.count = len(prompts)
         prompts = [list(prompt) for prompt in prompts] + [list(prompts[0])] * (rows - len(prompts))
         self.lengths = np.array([len(prompt) for prompt in prompts], "int32")
@@ -56,7 +58,7 @@ class Batch:
             drafts=np.zeros((rows, decoding.said_per_pass - 1), "int32"),
             histogram=np.zeros(1 + decoding.said_per_pass, "int32"),
         )
-        self.uniforms = np.zeros((rows, slots), "float32")
+        self.uniforms = self._uniforms(slots)
         self.cache = decoding.forward.empty_cache(rows, slots)
         self.began, self.prompt_seconds = time.perf_counter(), 0.0
 
@@ -137,7 +139,15 @@ class Batch:
         self.cache = [[ops.pad(x, [(0, 0), (0, 0), (0, more), (0, 0)]) for x in pair] for pair in self.cache]
         ids = ops.pad(self.rows.ids, [(0, 0), (0, more), (0, 0)])
         self.rows = self.rows._replace(ids=ids)
-        self.uniforms = np.pad(self.uniforms, [(0, 0), (0, more)])
+        self.uniforms = self._uniforms(slots + more)
+
+    def _uniforms(self, slots: int) -> np.ndarray:
+        """(B, S): every new token's number in its slot."""
+        uniforms = np.zeros((len(self.lengths), slots), "float32")
+        for row, length in enumerate(self.lengths[: self.count] if self.sampling.temperature else ()):
+            first = self.prefix_length + length
+            uniforms[row, first:] = self.sampling.uniforms(row, slots - first)
+        return uniforms
 
 
 def _slots(needed: int) -> int:

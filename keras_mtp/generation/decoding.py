@@ -21,7 +21,7 @@ from keras_mtp.generation.drafting import Drafter
 
 PREFILL = 64  # tokens of a prompt read in one pass
 
-Choose = Callable[[Any, Any], Any]  # logits (B, K, V), uniforms (B, K) -> token ids (B, K)
+Choose = Callable[[Any, Any], Any]  # logits (B, R, V), uniforms (B, R) -> token ids (B, R)
 
 
 class Rows(NamedTuple):
@@ -106,8 +106,9 @@ class Decoding:
         )
         batch_size, width, size = states[0].shape
         logits = self.forward.logits(ops.reshape(states[0], (batch_size * width, size)))
-        logits = ops.reshape(logits, (batch_size, width, -1))[:, : self.said_per_pass]
-        said = self.choose(logits, _following(uniforms, rows.at, self.said_per_pass))
+        # All R are chosen, then cut, for the same reason for which R are computed.
+        said = self.choose(ops.reshape(logits, (batch_size, width, -1)), _following(uniforms, rows.at, width))
+        said = said[:, : self.said_per_pass]
         rows = self._advanced(rows, said, agreeing(rows.drafts, said), ops.stack(states), stop_ids)
         return rows, cache
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_mtp.generation.batch import Batch, OnTokens
 from keras_mtp.generation.decoding import Decoding
 from keras_mtp.generation.fixed_shape import fixed_shape
+from keras_mtp.generation.sampling import GREEDY, Sampling
 from keras_mtp.generation.statistics import Statistics
 
 TRIAL = 32  # passes after which drafts must have paid
@@ -42,6 +42,7 @@ class Generator:
             that turn out not to pay are given up.
         exact: run every pass over a fixed number of tokens, so that a token depends neither on where in the pass it is
             computed nor on the other rows. Plain decoding without it is faster, and differs in the last bits.
+        sampling: how tokens are chosen; the likeliest by default.
         rows: pad every batch to this many rows, so that batches of all sizes are computed alike.
 
     Raises:
@@ -56,6 +57,7 @@ class Generator:
         max_new_tokens: int,
         speculate: bool = False,
         exact: bool = False,
+        sampling: Sampling = GREEDY,
         rows: int = 1,
     ):
         if max_new_tokens < 0:
@@ -69,6 +71,7 @@ class Generator:
         self.max_new_tokens = max_new_tokens
         self.speculate = speculate and bool(model.heads)
         self.exact = exact or self.speculate
+        self.sampling = sampling
         self.rows = rows
         self._decodings: dict[tuple[bool, int], Decoding] = {}
 
@@ -112,6 +115,7 @@ class Generator:
             pad_to=pad_to or 0,
             max_new_tokens=self.max_new_tokens,
             stop_ids=self.stop_ids,
+            sampling=self.sampling,
         )
         batch.read()
         told, speculating = [0] * len(prompts), self.speculate
@@ -131,11 +135,8 @@ class Generator:
     def _decoding(self, heads: bool, width: int) -> Decoding:
         key = heads, width
         if key not in self._decodings:
-            self._decodings[key] = Decoding(self.model, heads=heads, width=width, choose=self._choose)
+            self._decodings[key] = Decoding(self.model, heads=heads, width=width, choose=self.sampling.choose)
         return self._decodings[key]
-
-    def _choose(self, logits, uniforms):
-        return ops.cast(ops.argmax(logits, axis=-1), "int32")
 
 
 def _pays(statistics: Statistics) -> bool:

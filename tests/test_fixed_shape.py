@@ -1,0 +1,65 @@
+"""What exact mode rests on, bit for bit: a token's state depends neither on its place in a pass nor on its neighbours."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_mtp import backend
+from keras_mtp.generation.attention import CHUNK
+from keras_mtp.generation.cached_forward import CachedForward
+from keras_mtp.generation.fixed_shape import fixed_shape
+from keras_mtp.layers.transformer_head import TransformerHead
+from keras_mtp.models.mtp_causal_lm import MTPCausalLM
+from tests import tiny
+
+
+def test_shapes():
+    assert [fixed_shape(1, k) for k in (1, 2, 3, 4, 5)] == [(1, 2), (1, 2), (1, 3), (1, 4), (1, 8)]
+    assert [fixed_shape(b, 3) for b in (2, 3, 4, 7, 9)] == [(2, 4), (4, 4), (4, 4), (8, 3), (16, 3)]
+    assert fixed_shape(32, 1) == (32, 1)
+
+
+@pytest.mark.parametrize("rows", [2, 3, 4, 8, 16, 24, 32, 40, 64])
+def test_rows_of_a_product(rows):
+    rng = np.random.default_rng(0)
+    for size, columns in ((576, 192), (576, 1536), (1536, 576), (576, 4099), (64, 64)):
+        x, weight = rng.normal(size=(rows, size)).astype("float32"), rng.normal(size=(size, columns))
+        product = backend.compiled(ops.matmul, [], xla=True)
+        weight = ops.convert_to_tensor(weight.astype("float32"))
+        expected = ops.convert_to_numpy(product(x, weight))
+        for shift in range(1, min(rows, 9)):
+            moved = np.roll(x, shift, axis=0)
+            moved[0] = rng.normal(size=size)
+            found = ops.convert_to_numpy(product(moved, weight))
+            np.testing.assert_array_equal(found[shift:], expected[: rows - shift])
+
+
+@pytest.mark.parametrize(("batch_size", "tokens"), [(1, 2), (1, 3), (1, 4), (8, 3)])
+def test_a_token_is_computed_alike_in_every_place_of_a_pass(batch_size, tokens):
+    backbone = tiny.backbone(hidden_dim=96, intermediate_dim=160, num_query_heads=6)
+    model = MTPCausalLM(backbone, prefix_length=4, heads=[TransformerHead()])
+    forward = CachedForward(model, heads=True)
+    step = backend.compiled(forward.step, model.variables, xla=True)
+    ids = tiny.token_ids(batch_size, 200)
+    read = 4 + CHUNK - 2  # the next tokens lie on both sides of a chunk's end
+    start = np.full(batch_size, 4, "int32")
+    _, filled = step(
+        ids[:, : read - 4], start, forward.read_prefix(forward.empty_cache(batch_size, 2 * CHUNK))
+    )
+    filled = [[ops.convert_to_numpy(x).copy() for x in pair] for pair in filled]
+    found = []
+    for ahead in range(tokens):  # as speculation does: the tokens before are known, and so is what follows
+        cache = keras.tree.map_structure(lambda x: ops.convert_to_tensor(x.copy()), filled)
+        places = np.full(batch_size, read, "int32")
+        if ahead:
+            before = np.zeros((batch_size, tokens), "int32")
+            before[:, :ahead] = ids[:, read - 4 : read - 4 + ahead]
+            _, cache = step(before, places, cache)
+        following = ids[:, read - 4 + ahead : read - 4 + ahead + tokens]
+        states, _ = step(following, places + ahead, cache)
+        found.append([ops.convert_to_numpy(forward.logits(ops.reshape(s, (-1, 96)))) for s in states])
+    for ahead in range(1, tokens):
+        for whole, later in zip(found[0], found[ahead], strict=True):
+            whole, later = (x.reshape(batch_size, tokens, -1) for x in (whole, later))
+            np.testing.assert_array_equal(later[:, : tokens - ahead], whole[:, ahead:])
