@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from keras_mtp.data.targets import head_targets as head_targets
     from keras_mtp.data.targets import training_arrays as training_arrays
     from keras_mtp.errors import UserError as UserError
+    from keras_mtp.generation.sampling import Sampling as Sampling
     from keras_mtp.layers.linear_head import LinearHead as LinearHead
     from keras_mtp.layers.mtp_head import MTPHead as MTPHead
     from keras_mtp.layers.prefix_embedding import PrefixEmbedding as PrefixEmbedding
@@ -33,6 +34,7 @@ _MODULES = {
     "MTPCausalLM": "models.mtp_causal_lm",
     "MTPHead": "layers.mtp_head",
     "PrefixEmbedding": "layers.prefix_embedding",
+    "Sampling": "generation.sampling",
     "SequentialHead": "layers.sequential_head",
     "TransformerHead": "layers.transformer_head",
     "UserError": "errors",

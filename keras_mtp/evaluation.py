@@ -26,6 +26,9 @@ from keras_mtp.recipe import EvaluationRecipe
 from keras_mtp.tasks.task import Task
 
 BUCKETS = 3
+ROWS = (
+    32  # a batch of answers is computed over a multiple of so many rows: no score depends on the batch size
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -123,7 +126,8 @@ class TaskEvaluation:
 
     Args:
         model: the model to judge, as it stands when called.
-        batch_size: prompts decoded together. max_new_tokens: longest answer.
+        batch_size: prompts decoded together. They are filled up to a multiple of `ROWS`, in exact mode, so that an
+            answer depends neither on this number nor on its neighbours. max_new_tokens: longest answer.
     """
 
     def __init__(
@@ -137,7 +141,13 @@ class TaskEvaluation:
         max_new_tokens: int,
     ):
         self.task, self.tokenizer, self.examples, self.batch_size = task, tokenizer, examples, batch_size
-        self.generator = Generator(model, stop_ids=tokenizer.eos_ids, max_new_tokens=max_new_tokens)
+        self.generator = Generator(
+            model,
+            stop_ids=tokenizer.eos_ids,
+            max_new_tokens=max_new_tokens,
+            exact=True,
+            rows=-(-batch_size // ROWS) * ROWS,
+        )
 
     def __call__(self) -> TaskScore:
         prompts = [encode_prompt(e.prompt, self.tokenizer, e.history) for e in self.examples]
@@ -145,8 +155,7 @@ class TaskEvaluation:
         completions: list[str] = []
         for start in range(0, len(prompts), self.batch_size):
             batch = prompts[start : start + self.batch_size]
-            empty = [batch[0]] * (self.batch_size - len(batch))  # the last batch keeps the compiled shape
-            tokens = self.generator(batch + empty, pad_to=width)[: len(batch)]
+            tokens = self.generator(batch, pad_to=width)
             completions += [self.tokenizer.decode(ids) for ids in tokens]
         scores = [self.task.score(e, c) for e, c in zip(self.examples, completions, strict=True)]
         return TaskScore(metric=self.task.metric, scores=tuple(scores), completions=tuple(completions))

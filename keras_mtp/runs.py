@@ -11,6 +11,8 @@ from keras_mtp.data.encoding import encode_all
 from keras_mtp.data.splits import split_held_out
 from keras_mtp.data.tokenizer import Tokenizer
 from keras_mtp.evaluation import judges
+from keras_mtp.generation.statistics import Statistics
+from keras_mtp.generation.text import Wish
 from keras_mtp.models.backbone import base_info
 from keras_mtp.models.from_recipe import base_from_recipe, model_from_recipe
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
@@ -66,9 +68,14 @@ def evaluate_base(recipe: Recipe) -> dict[str, Any]:
     return _judged(*base_from_recipe(recipe), recipe)
 
 
-def generate(run: Path, prompt: str, *, max_new_tokens: int = 256, raw: bool = False) -> str:
-    """What a finished run's model answers to a prompt, greedily; see `MTPCausalLM.generate`."""
-    return load(run).generate(prompt, max_new_tokens=max_new_tokens, raw=raw)
+def generate(run: Path, prompt: str, **wish: Any) -> str:
+    """What a finished run's model answers to a prompt; see `MTPCausalLM.generate`, which takes the same."""
+    return answer(run, prompt, **wish)[0]
+
+
+def answer(run: Path, prompt: str, **wish: Any) -> tuple[str, Statistics]:
+    """As `generate`, with what it cost."""
+    return load(run).answer(prompt, Wish(**wish))
 
 
 def _restored(recipe: Recipe, run: Path) -> tuple[MTPCausalLM, Tokenizer]:

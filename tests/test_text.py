@@ -106,3 +106,21 @@ def test_a_keras_file_keeps_the_tokenizer(model, tmp_path):
     loaded = keras.models.load_model(tmp_path / "x.keras")
     assert loaded.tokenizer.get_config() == model.tokenizer.get_config()
     assert loaded.generate("how many", max_new_tokens=4) == model.generate("how many", max_new_tokens=4)
+
+
+def test_text_comes_as_it_is_made_and_ends_at_a_stop_text(model):
+    pieces = []
+    ask = {"max_new_tokens": 40, "stop_ids": NO_STOP}
+    whole = model.generate("how many", on_text=lambda row, text: pieces.append((row, text)), **ask)
+    assert "".join(text for _, text in pieces) == whole == model.generate("how many", **ask)
+    assert {row for row, _ in pieces} == {0} and len(pieces) > 1
+    stop = whole[len(whole) // 2 :][:3]
+    cut = whole[: whole.index(stop)]
+    assert model.generate("how many", stop=[stop], **ask) == cut
+    other = model.generate("apples", **ask)
+    assert model.generate(["how many", "apples"], stop=[stop], **ask) == [cut, other.split(stop)[0]]
+
+
+def test_text_needs_a_tokenizer():
+    with pytest.raises(UserError, match="`stop` and `on_text` are about text"):
+        MTPCausalLM(tiny.backbone()).generate([1], stop=["x"], stop_ids=NO_STOP)

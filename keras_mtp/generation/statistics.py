@@ -1,6 +1,7 @@
 """What a generation cost."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,3 +34,21 @@ class Statistics:
         """After the prompt was read, the first token not counted."""
         yielded = sum((n + 1) * passes for n, passes in enumerate(self.histogram))
         return yielded / max(self.seconds, 1e-9)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields and what follows from them."""
+        rates = {"tokens_per_pass": self.tokens_per_pass, "tokens_per_second": self.tokens_per_second}
+        return asdict(self) | rates
+
+    def summary(self) -> str:
+        """Two or three lines for a reader."""
+        lines = [
+            f"{self.tokens} tokens, {self.tokens_per_second:.1f} a second after {self.prompt_seconds:.2f} s for the prompt",
+            f"{self.passes} passes, {self.tokens_per_pass:.2f} tokens a pass",
+        ]
+        if len(self.histogram) > 1:
+            shares = (f"{n} in {passes}" for n, passes in enumerate(self.histogram, start=1))
+            lines.append(
+                f"tokens yielded: {', '.join(shares)}" + ("" if self.speculated else "; drafts were given up")
+            )
+        return "\n".join(lines)

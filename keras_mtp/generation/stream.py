@@ -37,6 +37,13 @@ class TextStream:
         self.ended = True
         return self._give(len(self.text))
 
+    def ids_of_text(self) -> list[int]:
+        """The fewest of the tokens in whose text the answer is whole; all of them if no stop string ended it."""
+        for count in range(len(self.ids) + 1):
+            if len(self.decode(self.ids[:count])) > len(self.text):
+                return self.ids[: count - 1]
+        return self.ids
+
     def _give(self, end: int) -> str:
         start, self.given = self.given, max(self.given, end)
         return self.text[start : self.given]

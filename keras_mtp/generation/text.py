@@ -1,6 +1,7 @@
 """Prompts in, answers out, in the form they came: text is answered with text, token ids with token ids."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -8,11 +9,26 @@ import numpy as np
 
 from keras_mtp.data.encoding import encode_prompt, encode_raw
 from keras_mtp.errors import UserError
-from keras_mtp.generation.generator import Generator
+from keras_mtp.generation.generator import NOTHING, Answers, Generator
+from keras_mtp.generation.sampling import GREEDY, Sampling
+from keras_mtp.generation.statistics import Statistics
+from keras_mtp.generation.stream import TextStream
 
 Prompt = str | Sequence[int]
+OnText = Callable[[int, str], None]  # which prompt, new text of its answer
 
-WIDTH_STEP = 32  # prompts are padded to a multiple of this many tokens, so that few shapes are compiled
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What is asked of a generation; see `MTPCausalLM.generate`, which says what the fields mean."""
+
+    max_new_tokens: int = 256
+    stop_ids: Collection[int] | None = None
+    stop: Sequence[str] = ()
+    raw: bool = False
+    speculate: bool = False
+    sampling: Sampling = GREEDY
+    on_text: OnText | None = None
 
 
 class TextGenerator:
@@ -26,24 +42,35 @@ class TextGenerator:
         self.model = model
         self._generators: dict[tuple, Generator] = {}
 
-    def __call__(
-        self, prompts: Any, *, max_new_tokens: int, stop_ids: Collection[int] | None, raw: bool
-    ) -> Any:
-        """See `MTPCausalLM.generate`."""
+    def __call__(self, prompts: Any, wish: Wish) -> tuple[Any, Statistics]:
+        """The answers, in the form of the prompts, and what they cost."""
         if isinstance(prompts, np.ndarray):
             prompts = prompts.tolist()
         if _is_one(prompts):
-            return self([prompts], max_new_tokens=max_new_tokens, stop_ids=stop_ids, raw=raw)[0]
+            answers, statistics = self([prompts], wish)
+            return answers[0], statistics
         if not prompts:
-            return []
-        ids = [self._encoded(prompt, raw) for prompt in prompts]
-        generator = self._generator(stop_ids, max_new_tokens)
-        width = -(-max(map(len, ids)) // WIDTH_STEP) * WIDTH_STEP
-        answers = generator(ids, pad_to=width)
+            return [], NOTHING
+        if self.model.tokenizer is None and (wish.stop or wish.on_text):
+            raise UserError(
+                "`stop` and `on_text` are about text, which a model without a tokenizer does not write. Leave them "
+                "out, or make the model with `tokenizer=`, as `MTPCausalLM.from_preset` does."
+            )
+        ids = [self._encoded(prompt, wish.raw) for prompt in prompts]
+        generator = self._generator(wish)
+        if not (wish.stop or wish.on_text):
+            found = generator.answer(ids)
+            texts = [self._text(prompt, answer) for prompt, answer in zip(prompts, found.tokens, strict=True)]
+            return texts, found.statistics
+        streams = [TextStream(self.model.tokenizer.decode, wish.stop) for _ in prompts]
+        found = _streamed(generator, ids, streams, wish.on_text)
         return [
-            self.model.tokenizer.decode(answer) if isinstance(prompt, str) else answer
-            for prompt, answer in zip(prompts, answers, strict=True)
-        ]
+            stream.text if isinstance(prompt, str) else stream.ids_of_text()
+            for prompt, stream in zip(prompts, streams, strict=True)
+        ], found.statistics
+
+    def _text(self, prompt: Prompt, answer: list[int]) -> Any:
+        return self.model.tokenizer.decode(answer) if isinstance(prompt, str) else answer
 
     def _encoded(self, prompt: Prompt, raw: bool) -> list[int]:
         if isinstance(prompt, str):
@@ -63,13 +90,40 @@ class TextGenerator:
             )
         return ids
 
-    def _generator(self, stop_ids: Collection[int] | None, max_new_tokens: int) -> Generator:
+    def _generator(self, wish: Wish) -> Generator:
+        stop_ids = wish.stop_ids
         if stop_ids is None:
             stop_ids = () if self.model.tokenizer is None else self.model.tokenizer.eos_ids
-        key = tuple(stop_ids), max_new_tokens
+        key = tuple(stop_ids), wish.max_new_tokens, wish.speculate, wish.sampling
         if key not in self._generators:
-            self._generators[key] = Generator(self.model, stop_ids=stop_ids, max_new_tokens=max_new_tokens)
+            self._generators[key] = Generator(
+                self.model,
+                stop_ids=stop_ids,
+                max_new_tokens=wish.max_new_tokens,
+                speculate=wish.speculate,
+                sampling=wish.sampling,
+            )
         return self._generators[key]
+
+
+def _streamed(
+    generator: Generator, ids: list[list[int]], streams: list[TextStream], on_text: OnText | None
+) -> Answers:
+    """Lets the answers run through their streams, each until it ends there."""
+
+    def give(row: int, text: str) -> None:
+        if on_text and text:
+            on_text(row, text)
+
+    def take(new: list[list[int]]) -> list[int]:
+        for row, (stream, tokens) in enumerate(zip(streams, new, strict=True)):
+            give(row, stream.add(tokens))
+        return [row for row, stream in enumerate(streams) if stream.ended]
+
+    answers = generator.answer(ids, on_tokens=take)
+    for row, stream in enumerate(streams):
+        give(row, stream.finish())
+    return answers
 
 
 def _is_one(prompts: Any) -> bool:

@@ -23,7 +23,9 @@ import keras
 from keras import ops
 
 from keras_mtp.data.tokenizer import Tokenizer
-from keras_mtp.generation.text import Prompt, TextGenerator
+from keras_mtp.generation.sampling import GREEDY, Sampling
+from keras_mtp.generation.statistics import Statistics
+from keras_mtp.generation.text import OnText, Prompt, TextGenerator, Wish
 from keras_mtp.layers.mtp_head import MTPHead, next_embeddings, tokens_ahead
 from keras_mtp.layers.prefix_embedding import PrefixEmbedding, start_vectors
 from keras_mtp.layers.untrained import Untrained
@@ -144,20 +146,29 @@ class MTPCausalLM(keras.Model):
         *,
         max_new_tokens: int = 256,
         stop_ids: Collection[int] | None = None,
+        stop: Sequence[str] = (),
         raw: bool = False,
+        speculate: bool = False,
+        sampling: Sampling = GREEDY,
+        on_text: OnText | None = None,
     ):
-        """Answers prompts greedily, by `head_1`.
+        """Answers prompts by `head_1`.
 
         Args:
             prompts: a text, a list of token ids, or a list of either. They are answered as one batch.
             max_new_tokens: int. Longest answer, in tokens.
             stop_ids: token ids that end an answer; the tokenizer's own if None.
+            stop: texts that end an answer.
             raw: bool. A text is put into the model's chat template as a user's turn, as in training. True leaves it as
                 it stands. Token ids always are.
+            speculate: bool. Let `heads` draft tokens that `head_1` verifies several at a time. The answer does not
+                depend on what they draft; drafts that do not pay are given up.
+            sampling: how tokens are chosen; the likeliest by default.
+            on_text: called with the number of the prompt and the new text of its answer, as it comes.
 
         Returns:
-            What comes after the prompt, without the stop token: `str` for a text, a list of ids for ids; a list of
-            these for a list.
+            What comes after the prompt, without the stop token or text: `str` for a text, a list of ids for ids; a list
+            of these for a list.
 
         Raises:
             UserError: an empty prompt, ids that the vocabulary does not have, a text without a tokenizer to read it.
@@ -170,7 +181,24 @@ class MTPCausalLM(keras.Model):
         new_ids = model.generate([5, 6, 7], max_new_tokens=8)
         ```
         """
-        return self._text_generator(prompts, max_new_tokens=max_new_tokens, stop_ids=stop_ids, raw=raw)
+        wish = Wish(
+            max_new_tokens=max_new_tokens,
+            stop_ids=stop_ids,
+            stop=stop,
+            raw=raw,
+            speculate=speculate,
+            sampling=sampling,
+            on_text=on_text,
+        )
+        return self.answer(prompts, wish)[0]
+
+    def answer(self, prompts: Prompt | Sequence[Prompt], wish: Wish) -> tuple[Any, Statistics]:
+        """As `generate`, with what it cost.
+
+        Returns:
+            `(answers, statistics)`.
+        """
+        return self._text_generator(prompts, wish)
 
     @cached_property
     def _text_generator(self) -> TextGenerator:
