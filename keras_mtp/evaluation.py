@@ -126,8 +126,8 @@ class TaskEvaluation:
 
     Args:
         model: the model to judge, as it stands when called.
-        batch_size: prompts decoded together. They are filled up to a multiple of `ROWS`, in exact mode, so that an
-            answer depends neither on this number nor on its neighbours. max_new_tokens: longest answer.
+        batch_size: prompts decoded together. They are filled up to a multiple of `ROWS`, so that an answer depends
+            neither on this number nor on its neighbours. max_new_tokens: longest answer.
     """
 
     def __init__(
@@ -145,7 +145,6 @@ class TaskEvaluation:
             model,
             stop_ids=tokenizer.eos_ids,
             max_new_tokens=max_new_tokens,
-            exact=True,
             rows=-(-batch_size // ROWS) * ROWS,
         )
 

@@ -1,15 +1,19 @@
 """What a finished run is good for, on one tiny run."""
 
 import json
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import keras_mtp
 from keras_mtp import UserError, pipeline, runs
+from keras_mtp.cli import cli
 from keras_mtp.data.encoding import encode_example
 from keras_mtp.data.splits import split_held_out
+from keras_mtp.evaluation import TaskEvaluation
 from keras_mtp.tasks import load_task
 from tests import tiny_run
 
@@ -83,3 +87,30 @@ def test_a_base_model_is_judged_as_it_came(done):
         nats -= logits[answer - 1, item.ids[answer]].sum()
         tokens += len(answer)
     assert scores["held_out"]["head_1"]["loss"] == pytest.approx(nats / tokens, rel=1e-5)
+
+
+def test_answers_do_not_depend_on_the_batch_size(done):
+    recipe, run, _ = done
+    model = keras_mtp.load(run)
+    task = load_task(recipe.task, recipe.data.source)
+    said = [
+        TaskEvaluation(
+            model, task, model.tokenizer, task.examples("test"), batch_size=size, max_new_tokens=12
+        )().completions
+        for size in (1, 2, 5)
+    ]
+    assert said[0] == said[1] == said[2] and len(set(said[0])) > 1
+
+
+def test_the_command_streams_an_answer_and_tells_what_it_cost(done):
+    run, ask = str(done[1]), ["1 + 1?", "--backend", keras.config.backend(), "--max-new-tokens", "6"]
+    plain = CliRunner().invoke(cli, ["generate", run, *ask, "--stats"])
+    assert plain.exit_code == 0, plain.stderr
+    assert plain.stdout == runs.generate(Path(run), "1 + 1?", max_new_tokens=6) + "\n"
+    assert "tokens a pass" in plain.stderr
+    ask += ["--speculate", "--stats", "--json", "--temperature", "0.8", "--top-k", "9", "--seed", "3"]
+    drawn = json.loads(CliRunner().invoke(cli, ["generate", run, *ask]).stdout)
+    sampling = keras_mtp.Sampling(temperature=0.8, top_k=9, seed=3)
+    said = runs.generate(Path(run), "1 + 1?", max_new_tokens=6, sampling=sampling, speculate=True)
+    assert drawn["completion"] == said
+    assert len(drawn["statistics"]["histogram"]) == 3
