@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
+from keras_mtp.errors import UserError
 from keras_mtp.generation import batch, generator
 from keras_mtp.generation.generator import Generator
 from keras_mtp.generation.sampling import Sampling
 from keras_mtp.layers.linear_head import LinearHead
+from keras_mtp.layers.sequential_head import SequentialHead
 from keras_mtp.layers.transformer_head import TransformerHead
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
 from tests import tiny
@@ -130,3 +132,11 @@ def test_drafts_for_another_place_are_all_refused(counting):
     assert not answers.statistics.speculated
     for head, own in zip(counting.heads, weights, strict=True):
         head.set_weights(own)
+
+
+def test_heads_that_read_tokens_do_not_draft():
+    model = MTPCausalLM(tiny.backbone(), prefix_length=4, heads=[SequentialHead()])
+    plain = Generator(model, stop_ids={49}, max_new_tokens=4)([[7, 3]])  # decoding without them works
+    assert len(plain[0]) <= 4
+    with pytest.raises(UserError, match="SequentialHead.*is not built yet"):
+        Generator(model, stop_ids={49}, max_new_tokens=4, speculate=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
+from keras_mtp.errors import UserError
 from keras_mtp.generation.batch import Batch, OnTokens
 from keras_mtp.generation.decoding import Decoding
 from keras_mtp.generation.fixed_shape import fixed_shape
@@ -47,6 +48,7 @@ class Generator:
 
     Raises:
         ValueError: `max_new_tokens` below 0, or no stop ids.
+        UserError: `speculate` with a head that also reads tokens (`SequentialHead`).
     """
 
     def __init__(
@@ -66,6 +68,11 @@ class Generator:
             )
         if not stop_ids:
             raise ValueError("`stop_ids` must hold at least one token id. Received an empty collection.")
+        if speculate and any(head.reads_tokens for head in model.heads):
+            raise UserError(
+                "Drafting with heads that also see the token before their target (`SequentialHead`) is not built yet. "
+                'Decode without `speculate`, or train heads of kind "transformer" or "linear".'
+            )
         self.model = model
         self.stop_ids = np.array(sorted(stop_ids), "int32")
         self.max_new_tokens = max_new_tokens

@@ -14,7 +14,7 @@ from tools.benchmarks.decoded import Case, Prompts, Workload
 # Heads alone are trained: there is no prefix, and the trunk is frozen.
 DRAFTING = {
     "prefix.length": 0,
-    "heads.warmup_steps": 0,
+    "heads.purpose": "speed",
     "heads.freeze": False,
     "evaluation.limit": 1,
     "evaluation.max_new_tokens": 1,

@@ -64,7 +64,7 @@ class Decoded:
 
     Args:
         tokens: new ones of all rows, those left out that came from reading the prompts.
-        passes: through the model, each for all rows. seconds: that they took.
+        passes: through the model, on average over the rows. seconds: that they took.
         prefill_seconds: before, from the prompts to the first token; of keras-hub one pass longer.
         extra_bytes: weights read in every pass beyond `Workload.weights`: the heads'.
         first_row: all new tokens of the first row, to see whether systems agree.
