@@ -138,5 +138,5 @@ def test_heads_that_read_tokens_do_not_draft():
     model = MTPCausalLM(tiny.backbone(), prefix_length=4, heads=[SequentialHead()])
     plain = Generator(model, stop_ids={49}, max_new_tokens=4)([[7, 3]])  # decoding without them works
     assert len(plain[0]) <= 4
-    with pytest.raises(UserError, match="SequentialHead.*is not built yet"):
+    with pytest.raises(UserError, match=r"SequentialHead.*is not built yet"):
         Generator(model, stop_ids={49}, max_new_tokens=4, speculate=True)
