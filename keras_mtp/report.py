@@ -77,7 +77,7 @@ class Report:
         kept_step: the step whose weights are the result, where the held-out examples chose it; else None: the last one's.
         stopped_early: whether training ended before the recipe's number of steps.
         started_from: the run whose prefix and heads were the start, "" for none. started_from_checkpoint: the SHA-256
-            of its trained weights.
+            of its trained weights. started_heads: how many heads were that run's too.
         model: the base model's name. model_revision: the hub's commit. model_sha256: of its files. model_licence: its
             licence. model_notice: what the licence wants to be shown.
         data: the task's title, as "GSM8K" or "generated word problems (not GSM8K)". data_source: "hub", "tfds",
@@ -113,6 +113,7 @@ class Report:
     stopped_early: bool = False
     started_from: str = ""
     started_from_checkpoint: str = ""
+    started_heads: int = 0
     held_out: Mapping[str, HeadResult]
     held_out_n: int
     task: TaskResult
@@ -201,6 +202,7 @@ def from_run(
         stopped_early=trained.steps < recipe.training.steps,
         started_from=start.name,
         started_from_checkpoint=start.checkpoint,
+        started_heads=start.heads,
         held_out={name: _head_result(heads_before[name], score) for name, score in heads.items()},
         held_out_n=len(heads["head_1"].nats),
         task=TaskResult(
@@ -352,8 +354,9 @@ def _model(report: Report) -> str:
 def _start(report: Report) -> str:
     if not report.started_from:
         return ""
+    taken = "prefix and heads" if report.started_heads else "prefix"
     return (
-        f"prefix and heads of the run {report.started_from}, trained weights {report.started_from_checkpoint[:12]}... "
+        f"{taken} of the run {report.started_from}, trained weights {report.started_from_checkpoint[:12]}... "
         "(SHA-256). *Before* is with them."
     )
 

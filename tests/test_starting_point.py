@@ -72,7 +72,10 @@ def test_recipe_and_report_name_what_a_run_started_from(folder, tmp_path):
         written["started_from"] == {"run": "first", "checkpoint": digest} and result.started_from == "first"
     )
     text = (tmp_path / "second/report.md").read_text()
-    assert f"the run first, trained weights {digest[:12]}" in text and str(folder / "first") not in text
+    assert (
+        f"prefix and heads of the run first, trained weights {digest[:12]}" in text
+        and str(folder / "first") not in text
+    )
 
 
 def test_repeating_a_recipe_starts_from_the_same_weights_or_not_at_all(folder, tmp_path):
@@ -139,6 +142,7 @@ def test_heads_for_speed_are_added_to_a_prefix_that_a_run_trained(changes, folde
 def test_heads_for_speed_of_another_kind_take_the_place_of_the_runs(folder, tmp_path):
     settings = SPEED | {"heads__count": 1, "training__learning_rate": 0.0, "heads__learning_rate": 0.0}
     pipeline.run(_from_first(folder, **settings), tmp_path / "speed", progress=False)
+    assert "**Start:** prefix of the run first" in (tmp_path / "speed/report.md").read_text()
     first, second = _weights(folder / "first"), _weights(tmp_path / "speed")
     assert first["prefix/embeddings"].tobytes() == second["prefix/embeddings"].tobytes()
     assert "head_2/projection/kernel" in second and "head_2/projection/kernel" not in first
