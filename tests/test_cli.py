@@ -50,7 +50,7 @@ def test_fields_lists_every_field_with_its_default():
     fields = json.loads(run("recipes", "--fields", "--json").stdout)
     assert [field["key"] for field in fields] == [key for key, _ in documented_fields()]
     text = run("recipes", "--fields").stdout
-    assert 'heads.kind = "transformer"   (transformer | linear)' in text
+    assert 'heads.kind = "transformer"   (transformer | sequential | linear)' in text
 
 
 @pytest.mark.parametrize(
