@@ -46,6 +46,8 @@ def select(name: str | None = None) -> str:
         )
     os.environ["KERAS_BACKEND"] = name
     _set_defaults(name)
+    if name == "jax":
+        _keep_freed_memory()
     return name
 
 
@@ -99,7 +101,6 @@ def _set_defaults(name: str) -> None:
     if name == "jax":
         defaults["JAX_COMPILATION_CACHE_DIR"] = str(_cache_folder() / "jax")
         defaults["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1"
-        _keep_freed_memory()
     for key, value in defaults.items():
         os.environ.setdefault(key, value)
 

@@ -26,9 +26,8 @@ from keras_mtp.recipe import EvaluationRecipe
 from keras_mtp.tasks.task import Task
 
 BUCKETS = 3
-ROWS = (
-    32  # a batch of answers is computed over a multiple of so many rows: no score depends on the batch size
-)
+# A batch of answers is computed over a multiple of so many rows: no score depends on the batch size.
+ROWS = 32
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

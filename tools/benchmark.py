@@ -1,6 +1,6 @@
 """How fast, and in how much memory: measured beside what one would use instead, in the same run.
 
-    .venv/bin/python tools/benchmark.py train --quick                 # under five minutes on two cores
+    .venv/bin/python tools/benchmark.py train --quick                 # about five minutes on two cores
     .venv/bin/python tools/benchmark.py train --data FOLDER --json benchmark.json
     .venv/bin/python tools/benchmark.py loss
     .venv/bin/python tools/benchmark.py decode --quick

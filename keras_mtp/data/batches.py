@@ -4,7 +4,8 @@ Keras shuffles from global state, which cannot be entered again in the middle; h
 length share a batch, padded to one of a few lengths: little padding, and few shapes for XLA to compile.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import keras
@@ -137,23 +138,28 @@ def bucket_lengths(lengths: np.ndarray, count: int) -> np.ndarray:
     Returns:
         Sorted int array; the last one holds the longest example.
     """
+    *_, buckets = itertools.islice(_best_buckets(lengths), count)
+    return buckets
+
+
+def _best_buckets(lengths: np.ndarray) -> Iterator[np.ndarray]:
+    """The best single bucket, then the best two, and so on."""
     sizes, examples = np.unique(-(-lengths // MULTIPLE) * MULTIPLE, return_counts=True)
     below = np.concatenate([[0], np.cumsum(examples)])  # below[j]: examples in the first j sizes
     # best[j]: positions computed for the first j sizes, and the buckets chosen for them.
     nothing: Buckets = (0.0, ())
     best = [nothing] + [(np.inf, ())] * len(sizes)
-    for _ in range(count):
+    while True:
         best = [
             min([best[j], *(_with_bucket(best[i], below[j] - below[i], sizes[j - 1]) for i in range(j))])
             for j in range(len(sizes) + 1)
         ]
-    return np.array(best[-1][1])
+        yield np.array(best[-1][1])
 
 
 def enough_buckets(lengths: np.ndarray) -> int:
     """The smallest number of buckets that keeps the share of padding under `PADDING`; `MOST_BUCKETS` where none does."""
-    for count in range(1, MOST_BUCKETS):
-        buckets = bucket_lengths(lengths, count)
+    for count, buckets in zip(range(1, MOST_BUCKETS), _best_buckets(lengths), strict=False):
         padded = buckets[np.searchsorted(buckets, lengths)].sum()
         if lengths.sum() > (1 - PADDING) * padded:
             return count

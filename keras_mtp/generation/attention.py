@@ -8,8 +8,9 @@ B rows of the batch, R new tokens per row, S slots, H key-value heads, G query h
 
 from keras import ops
 
+from keras_mtp.generation.fixed_shape import BLOCK
+
 CHUNK = 128  # slots; a cache has a multiple of this
-ROWS = 8  # products over several tokens have a multiple of so many rows: then no row depends on its place
 
 
 def attend_filled(query, keys, values, positions, scale: float):
@@ -27,10 +28,9 @@ def attend_filled(query, keys, values, positions, scale: float):
     groups, head_dim = query.shape[2] // heads, query.shape[3]
     query = ops.reshape(query * scale, (batch_size, new, heads, groups, head_dim))
     query = ops.reshape(ops.transpose(query, (0, 2, 3, 1, 4)), (batch_size, heads, groups * new, head_dim))
-    last = ops.tile(positions, (1, groups))[
-        :, None, :, None
-    ]  # the last slot that each row of `query` may look at
-    if new > 1:
+    # The last slot that each row of `query` may look at.
+    last = ops.tile(positions, (1, groups))[:, None, :, None]
+    if new > 1:  # fixed_shape.py says why
         query, last = _padded(query, 2), _padded(last, 2)
     rows = query.shape[2]
     size = (batch_size, heads, rows)
@@ -60,5 +60,5 @@ def attend_filled(query, keys, values, positions, scale: float):
 
 
 def _padded(x, axis: int):
-    missing = -x.shape[axis] % ROWS
+    missing = -x.shape[axis] % BLOCK
     return ops.pad(x, [(0, missing if i == axis else 0) for i in range(len(x.shape))]) if missing else x

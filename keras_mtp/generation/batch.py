@@ -114,12 +114,10 @@ class Batch:
 
     def statistics(self, *, speculated: bool) -> Statistics:
         """What it has cost so far."""
-        histogram = tuple(_numpy(self.rows.histogram)[1:].tolist())
         new = _numpy(self.rows.at) + 1 - self.prefix_length - self.lengths
         return Statistics(
             tokens=int(new[: self.count].sum()),
-            passes=sum(histogram),
-            histogram=histogram,
+            histogram=tuple(_numpy(self.rows.histogram)[1:].tolist()),
             prompt_seconds=self.prompt_seconds,
             seconds=self._elapsed() - self.prompt_seconds,
             speculated=speculated,
@@ -152,13 +150,10 @@ class Batch:
 
 def _slots(needed: int) -> int:
     """The next size of a cache: CHUNK times 1, 2, 3, 4, 6, 8, 12, ..., few enough to compile for each."""
-    size = CHUNK
-    while size < needed:
-        power = CHUNK
-        while 2 * power <= size:
-            power *= 2
-        size = power * 3 // 2 if size == power and power > CHUNK else 2 * power
-    return size
+    chunks = 1
+    while chunks * CHUNK < needed:
+        chunks += 2 ** chunks.bit_length() // 4 or 1  # half the largest power of two that is in it
+    return chunks * CHUNK
 
 
 def _numpy(x) -> np.ndarray:

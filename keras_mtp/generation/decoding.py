@@ -17,7 +17,7 @@ from keras import ops
 from keras_mtp import backend
 from keras_mtp.generation.acceptance import agreeing, yielded
 from keras_mtp.generation.cached_forward import Cache, CachedForward
-from keras_mtp.generation.drafting import Drafter
+from keras_mtp.generation.drafting import drafts
 
 PREFILL = 64  # tokens of a prompt read in one pass
 
@@ -53,7 +53,6 @@ class Decoding:
 
     def __init__(self, model: keras.Model, *, heads: bool, width: int, choose: Choose):
         self.forward = CachedForward(model, heads=heads)
-        self.drafter = Drafter(self.forward)
         self.said_per_pass, self.width, self.choose = 1 + len(self.forward.heads), width, choose
         self.prefill = backend.compiled(self._prefill, model.variables, xla=True)
         self.first = backend.compiled(self._first, model.variables, xla=True)
@@ -116,13 +115,12 @@ class Decoding:
         """`rows` with what a pass said in it, and new drafts. `states` is (K, B, R, D)."""
         count, ended = yielded(said, right, rows.room, stop_ids)
         row = ops.maximum(count - 1, 0)
-        token = ops.take_along_axis(said, row[:, None], axis=1)[:, 0]
         tally = ops.equal(ops.arange(rows.histogram.shape[0], dtype="int32")[None], count[:, None])
         return Rows(
             ids=backend.write_rows(rows.ids, said[:, :, None], rows.at + 1),
             at=rows.at + count,
             room=ops.where(ended, 0, rows.room - count),
-            drafts=self.drafter(_at_row(states[1:], row), token) if self.drafter.count else rows.drafts,
+            drafts=drafts(self.forward, _at_row(states[1:], row)) if self.forward.heads else rows.drafts,
             histogram=rows.histogram + ops.sum(ops.cast(tally, "int32"), axis=0),
         )
 

@@ -9,31 +9,18 @@ from keras import ops
 from keras_mtp.generation.cached_forward import CachedForward
 
 
-class Drafter:
-    """Drafts K - 1 tokens for every row.
+def drafts(forward: CachedForward, states):
+    """The likeliest token of every far head.
 
     Args:
         forward: the layers, heads included.
+        states: tensor (K - 1, B, D), the heads' normed states at the place that said the certain token; K at least 2.
+
+    Returns:
+        Int tensor (B, K - 1); any ids that the vocabulary has, even where a head says NaN.
     """
-
-    def __init__(self, forward: CachedForward):
-        self.forward = forward
-        self.count = len(forward.heads)
-
-    def __call__(self, states, token):
-        """The likeliest token of every far head.
-
-        Args:
-            states: tensor (K - 1, B, D), the heads' normed states at the place that said `token`.
-            token: int tensor (B,), the certain token. Parallel heads do not need it.
-
-        Returns:
-            Int tensor (B, K - 1); any ids that the vocabulary has, even where a head says NaN.
-        """
-        if not self.count:
-            return ops.zeros((ops.shape(token)[0], 0), "int32")
-        batch_size, width = token.shape[0], states.shape[-1]
-        logits = self.forward.logits(ops.reshape(states, (self.count * batch_size, width)))
-        drafts = ops.cast(ops.argmax(logits, axis=-1), "int32")
-        drafts = ops.clip(drafts, 0, logits.shape[-1] - 1)
-        return ops.transpose(ops.reshape(drafts, (self.count, batch_size)))
+    count, batch_size, width = states.shape
+    logits = forward.logits(ops.reshape(states, (count * batch_size, width)))
+    likeliest = ops.cast(ops.argmax(logits, axis=-1), "int32")
+    likeliest = ops.clip(likeliest, 0, logits.shape[-1] - 1)
+    return ops.transpose(ops.reshape(likeliest, (count, batch_size)))

@@ -29,7 +29,7 @@ class Answers:
     statistics: Statistics
 
 
-NOTHING = Statistics(tokens=0, passes=0, histogram=(), prompt_seconds=0.0, seconds=0.0, speculated=False)
+NOTHING = Statistics(tokens=0, histogram=(), prompt_seconds=0.0, seconds=0.0, speculated=False)
 
 
 class Generator:

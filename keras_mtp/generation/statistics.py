@@ -10,35 +10,41 @@ class Statistics:
 
     Args:
         tokens: new tokens, stop tokens included.
-        passes: of the model, per row and after the prompt was read: a pass over four rows that go on counts four.
-        histogram: `histogram[n]` of these passes yielded n + 1 tokens.
+        histogram: passes of the model, per row and after the prompt was read (one over four rows that go on counts four):
+            `histogram[n]` of them yielded n + 1 tokens.
         prompt_seconds: until the first token. seconds: from there to the end.
         speculated: whether drafts were used to the end; False if there were none, or if they did not pay.
     """
 
     tokens: int
-    passes: int
     histogram: tuple[int, ...]
     prompt_seconds: float
     seconds: float
     speculated: bool
 
     @property
+    def passes(self) -> int:
+        """Of the model, per row."""
+        return sum(self.histogram)
+
+    @property
     def tokens_per_pass(self) -> float:
         """1.0 without drafts; at most K."""
-        yielded = sum((n + 1) * passes for n, passes in enumerate(self.histogram))
-        return yielded / max(self.passes, 1)
+        return self._yielded / max(self.passes, 1)
 
     @property
     def tokens_per_second(self) -> float:
         """After the prompt was read, the first token not counted."""
-        yielded = sum((n + 1) * passes for n, passes in enumerate(self.histogram))
-        return yielded / max(self.seconds, 1e-9)
+        return self._yielded / max(self.seconds, 1e-9)
+
+    @property
+    def _yielded(self) -> int:
+        return sum(tokens * passes for tokens, passes in enumerate(self.histogram, start=1))
 
     def to_json(self) -> dict[str, Any]:
         """The fields and what follows from them."""
-        rates = {"tokens_per_pass": self.tokens_per_pass, "tokens_per_second": self.tokens_per_second}
-        return asdict(self) | rates
+        derived = ("passes", "tokens_per_pass", "tokens_per_second")
+        return asdict(self) | {name: getattr(self, name) for name in derived}
 
     def summary(self) -> str:
         """Two or three lines for a reader."""

@@ -22,11 +22,10 @@ from keras_mtp.models.location import DEFAULT_MODEL
 from keras_mtp.run_folder import require_run
 from tools.benchmarks import decode_results, decode_turns, decode_workload, machine
 from tools.benchmarks.bandwidth import ReadBandwidth
-from tools.benchmarks.decode_results import OURS, WIDTHS, Measured
+from tools.benchmarks.decode_results import WIDTHS, Measured
 from tools.benchmarks.decode_turns import PEERS
 from tools.benchmarks.decoded import Case, Workload
 from tools.benchmarks.decoders import DECODERS
-from tools.benchmarks.our_decoder import MODES
 from tools.benchmarks.screen import console
 
 BATCHES, CONTEXTS = (1, 8, 32), (128, 1024)
@@ -106,16 +105,14 @@ def _fill_in(options: argparse.Namespace) -> None:
     options.model = options.model or DEFAULT_MODEL
     options.systems = [name for name in options.systems if _can_run(name)]
     options.modes = ["plain", "speculative"] if options.run_folder or options.train_steps else ["plain"]
-    for mode in [mode for mode in options.modes if mode not in MODES]:
-        progress.print(f"{OURS} {mode}: left out, this version does not decode so")
-        options.modes.remove(mode)
 
 
 def _can_run(name: str) -> bool:
     if name not in PEERS or importlib.util.find_spec(name):
         return True
     progress.print(
-        f"{name}: left out, {DISTRIBUTIONS[name]} is not installed (see tools/benchmark-requirements.txt)"
+        f"{name}: left out, {DISTRIBUTIONS[name]} is not installed (see tools/benchmark-requirements.txt)",
+        soft_wrap=True,
     )
     return False
 

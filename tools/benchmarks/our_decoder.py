@@ -3,20 +3,18 @@
 import math
 from collections.abc import Callable
 
+from tools.benchmarks.decode_results import WIDTHS
 from tools.benchmarks.decoded import Decoded, Prompts
-
-MODES = ("plain", "speculative")  # a mode asked for that is not here is left out and said
 
 
 def make_decoder(model, mode: str, new_tokens: int) -> Callable[[Prompts], Decoded]:
     """A function of prompts that decodes greedily, by a loop that is compiled at its first call for a shape.
 
     Args:
-        model: an `MTPCausalLM`. mode: one of `MODES`. new_tokens: per row, after the one that reading gives.
+        model: an `MTPCausalLM`. mode: "plain" or "speculative". new_tokens: per row, after the one that reading gives.
     """
     from keras_mtp.generation.generator import Generator
 
-    assert mode in MODES, mode
     nothing_stops = [model.backbone.vocabulary_size]  # no token has this id
     speculate = mode == "speculative"
     generator = Generator(model, stop_ids=nothing_stops, max_new_tokens=1 + new_tokens, speculate=speculate)
@@ -40,6 +38,5 @@ def _head_bytes(model) -> int:
     """What a pass reads for drafting: the heads, and the unembedding once more."""
     weights = [variable for head in model.heads for variable in head.variables]
     embedding = model.backbone.token_embedding
-    compute = 4 if embedding.compute_dtype == "float32" else 2
     values = sum(math.prod(v.shape) for v in weights) + embedding.input_dim * embedding.output_dim
-    return values * compute
+    return values * WIDTHS[embedding.compute_dtype]
