@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
+from keras_mtp import backend
+
 # (query (B, N, H*G, E), key (B, N, H, E), value (B, N, H, E)) -> (B, N, H*G, E); query and key are rotated.
 Attend = Callable[[Any, Any, Any], Any]
 
@@ -141,17 +143,15 @@ def grouped_attention(query, key, value, visible, scale: float):
     Returns:
         (B, R, H*G, E).
     """
-    batch_size, rows, slots = ops.shape(query)[0], ops.shape(query)[1], ops.shape(key)[1]
+    batch_size, rows = ops.shape(query)[0], ops.shape(query)[1]
     heads, head_dim = key.shape[2], key.shape[3]
     groups = query.shape[2] // heads
-    # Two plain batched products with the heads in front: up to twice as fast on a CPU as letting `einsum` find them.
-    query = ops.reshape(query * scale, (batch_size, rows, heads, groups, head_dim))
-    query = ops.reshape(ops.transpose(query, (0, 2, 3, 1, 4)), (batch_size, heads, groups * rows, head_dim))
-    scores = ops.cast(ops.matmul(query, ops.transpose(key, (0, 2, 3, 1))), "float32")
-    scores = ops.reshape(scores, (batch_size, heads, groups, rows, slots))
-    scores = ops.where(visible[:, None, None], scores, -1e9)
-    weights = ops.cast(ops.softmax(scores, axis=-1), value.dtype)
-    weights = ops.reshape(weights, (batch_size, heads, groups * rows, slots))
-    attended = ops.matmul(weights, ops.transpose(value, (0, 2, 1, 3)))
-    attended = ops.reshape(attended, (batch_size, heads, groups, rows, head_dim))
-    return ops.reshape(ops.transpose(attended, (0, 3, 1, 2, 4)), (batch_size, rows, heads * groups, head_dim))
+    # A group's queries one below the other: plain products, up to twice as fast on a CPU as letting `einsum` find them.
+    query = ops.transpose(ops.reshape(query, (batch_size, rows, heads, groups, head_dim)), (0, 2, 3, 1, 4))
+    query = ops.reshape(query, (batch_size, heads, groups * rows, head_dim))
+    key, value = ops.transpose(key, (0, 2, 1, 3)), ops.transpose(value, (0, 2, 1, 3))
+    attended = backend.attention(query, key, value, ops.tile(visible, (1, groups, 1))[:, None], scale)
+    attended = ops.transpose(
+        ops.reshape(attended, (batch_size, heads, groups, rows, head_dim)), (0, 3, 1, 2, 4)
+    )
+    return ops.reshape(attended, (batch_size, rows, heads * groups, head_dim))
