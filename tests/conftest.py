@@ -1,8 +1,14 @@
 """Each test process runs on one backend, KERAS_BACKEND; it is chosen here, before a test imports Keras."""
 
 import os
+from pathlib import Path
 
 from keras_mtp import backend
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network
+# Compiling is most of JAX's time: what is compiled is shared by the processes of a run, and kept for the next run.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "jax")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 backend.select()

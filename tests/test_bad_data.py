@@ -20,6 +20,8 @@ from keras_mtp.recipe import apply_overrides, from_toml, load_recipe
 from keras_mtp.tasks import load_task
 from tests.tiny_gguf import write_tiny_gguf
 
+pytestmark = pytest.mark.any_backend
+
 GOOD = [{"prompt": f"{n} + 1?", "response": f"{n + 1}"} for n in range(5)]
 GSM8K = {"question": "How many?", "answer": "3\n#### 3"}
 USER, ASSISTANT, SYSTEM = ({"role": role, "content": role} for role in ("user", "assistant", "system"))

@@ -8,6 +8,8 @@ import keras_mtp.data.chat_template
 from keras_mtp.data.chat_template import compile_template, read_template
 from keras_mtp.errors import UserError
 
+pytestmark = pytest.mark.any_backend
+
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
 
 

@@ -18,6 +18,8 @@ from keras_mtp.models.gguf_tokenizer import read_tokenizer
 from keras_mtp.tasks import load_task
 from tests.tiny_gguf import CHAT_TEMPLATE
 
+pytestmark = pytest.mark.any_backend
+
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 EXAMPLE = Example(id="x", prompt="2 + 2?", answer="It is 4.\n#### 4")
 CHAT = Example(

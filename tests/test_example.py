@@ -6,6 +6,8 @@ import keras_mtp.data.example
 from keras_mtp.data.example import Example, Message
 from keras_mtp.errors import UserError
 
+pytestmark = pytest.mark.any_backend
+
 
 def _conversation(*roles: str) -> list[Message]:
     return [Message(role, f"turn {number}") for number, role in enumerate(roles, start=1)]

@@ -7,6 +7,8 @@ import pytest
 from keras_mtp.errors import UserError
 from keras_mtp.tasks.gsm8k import GSM8K, exact_match, extract_answer
 
+pytestmark = pytest.mark.any_backend
+
 ROWS = [
     {"question": "Tom has 3 hats and buys 4. How many?", "answer": "He has 3+4 = <<3+4=7>>7 hats.\n#### 7"},
     {

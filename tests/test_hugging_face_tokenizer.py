@@ -13,6 +13,8 @@ from keras_mtp.models.hugging_face_tokenizer import read_tokenizer
 from tests import tiny_tokenizers
 from tests.tiny_hugging_face import change_json
 
+pytestmark = pytest.mark.any_backend
+
 END = {"smollm": "<|im_end|>", "llama-bpe": "<|eot_id|>"}
 CHAT = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "Two."}]
 TEMPLATE = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}{{ eos_token }}{% endfor %}"

@@ -7,6 +7,8 @@ import pytest
 from keras_mtp.data.json_lines import read_jsonl
 from keras_mtp.errors import UserError
 
+pytestmark = pytest.mark.any_backend
+
 
 def test_reads_objects_with_their_line_numbers(tmp_path):
     path = tmp_path / "rows.jsonl"

@@ -10,6 +10,8 @@ from keras_mtp.data.example import Message
 from keras_mtp.tasks import load_task
 from keras_mtp.tasks.jsonl import JsonLines, normalised_exact_match, split_test
 
+pytestmark = pytest.mark.any_backend
+
 CHAT = {
     "id": "chat",
     "messages": [

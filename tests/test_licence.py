@@ -6,6 +6,8 @@ from keras_mtp.models.backbone import BaseInfo, base_info
 from keras_mtp.models.licence import Licence, read_licence, write_licence
 from tests.tiny_gguf import write_tiny_gguf
 
+pytestmark = pytest.mark.any_backend
+
 BASE = BaseInfo(name="tiny", source="tiny", sha256="0" * 64, licence="llama3.2", architecture={})
 
 

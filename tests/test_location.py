@@ -6,6 +6,8 @@ from keras_mtp.errors import UserError
 from keras_mtp.models.location import DEFAULT_MODEL, find
 from tests.tiny_gguf import write_tiny_gguf
 
+pytestmark = pytest.mark.any_backend
+
 
 def test_the_default_model_is_in_a_package():
     location = find(DEFAULT_MODEL)

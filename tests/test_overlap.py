@@ -5,6 +5,8 @@ from keras_mtp.errors import UserError
 from keras_mtp.tasks.gsm8k import GSM8K
 from keras_mtp.tasks.overlap import refuse_overlap
 
+pytestmark = pytest.mark.any_backend
+
 
 def _task(train: list[tuple[str, str]], test: list[tuple[str, str]]) -> GSM8K:
     splits = {"train": train, "test": test}

@@ -6,6 +6,8 @@ import pytest
 
 from keras_mtp.tasks.problem_template import Noun, Number, Template, evaluate
 
+pytestmark = pytest.mark.any_backend
+
 TEMPLATE = Template(
     name="hats",
     numbers={"boxes": range(2, 9), "each": range(2, 9), "share": range(2, 4)},

@@ -16,6 +16,8 @@ from keras_mtp.recipe import (
     updated,
 )
 
+pytestmark = pytest.mark.any_backend
+
 
 def test_shipped_recipes_have_the_name_of_their_file_and_a_description():
     assert {"gsm8k", "jsonl"} <= set(available_recipes())

@@ -6,6 +6,8 @@ import pytest
 
 from keras_mtp import curves, report
 
+pytestmark = pytest.mark.any_backend
+
 
 def example(heads: int = 2, **changes) -> report.Report:
     held_out = {

@@ -6,6 +6,8 @@ import pytest
 from keras_mtp import run_folder
 from keras_mtp.errors import UserError
 
+pytestmark = pytest.mark.any_backend
+
 HOLD = """
 import sys, time
 from pathlib import Path

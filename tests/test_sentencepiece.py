@@ -15,6 +15,8 @@ from keras_mtp.models.gguf_tokenizer import read_tokenizer
 from tests import tiny_tokenizers
 from tests.tiny_gguf import write_tiny_gguf
 
+pytestmark = pytest.mark.any_backend
+
 
 @functools.cache
 def reference() -> sentencepiece.SentencePieceProcessor:

@@ -2,6 +2,8 @@ import pytest
 
 from keras_mtp.generation.stream import TextStream
 
+pytestmark = pytest.mark.any_backend
+
 PIECES = ["Hel", "lo ", "ST", "O", "P", " wor", "ld"]
 
 

@@ -9,6 +9,8 @@ from keras_mtp.errors import UserError
 from keras_mtp.tasks import TASKS, Task, load_task
 from tests.test_sources import ROWS, write_tfds
 
+pytestmark = pytest.mark.any_backend
+
 NO_FOLDER = "`data` of the task gsm8k must be 'hub', 'tfds', 'builtin' or a folder that exists."
 NO_FILE = "`data` of the task jsonl must be a JSON Lines file that exists, or a folder with train.jsonl and test.jsonl."
 ROW = '{"question": "How many?", "answer": "#### 3"}\n'

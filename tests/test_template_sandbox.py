@@ -13,6 +13,8 @@ from keras_mtp.data.chat_template import compile_template
 from keras_mtp.data.template_budget import Budget, TooMuch
 from keras_mtp.errors import UserError
 
+pytestmark = pytest.mark.any_backend
+
 MESSAGES = [{"role": "user", "content": "Hi " * 20}, {"role": "assistant", "content": "Hello!"}]
 GROW = "{%% set ns = namespace(x='aaaaaaaa') %%}{%% for i in range(60) %%}{%% set ns.x = %s %%}{%% endfor %%}{{ ns.x }}"
 

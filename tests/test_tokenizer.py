@@ -16,6 +16,8 @@ from keras_mtp.models.gguf_tokenizer import read_tokenizer
 from tests import tiny_tokenizers
 from tests.tiny_gguf import write_tiny_gguf
 
+pytestmark = pytest.mark.any_backend
+
 FIXTURE = Path(__file__).parent / "fixtures" / "tokenizer_ids.jsonl.gz"
 CHAT = [
     {"role": "system", "content": "Answer in French.\n"},

@@ -10,6 +10,8 @@ from keras_mtp.errors import UserError
 from keras_mtp.tasks.problem_template import SMALLEST, STEP
 from keras_mtp.tasks.word_problems import WordProblems, generate, templates
 
+pytestmark = pytest.mark.any_backend
+
 ANNOTATION = re.compile(r"([^=\n]*) = \$?<<([^=>]*)=([^>]*)>>(\S+?)(?=[.,:]?(?:\s|$))")
 BRACKETS = re.compile(r"\(([^()]*)\)")
 

@@ -11,6 +11,9 @@ from tools.benchmarks.worker import Workload
 
 PREFIX_LENGTH = 16
 BATCH_SIZE = 8
+DRAWN = (
+    1024  # training examples that the batches are made of, as a run makes them: those of like length together
+)
 
 
 def prepare(options: argparse.Namespace) -> Workload:
@@ -26,6 +29,7 @@ def _prepare(model: str, data: str, batches: int, max_tokens: int) -> Workload:
     with backend.quiet_imports():
         import keras_hub  # noqa: F401  (brings TensorFlow, and its greetings)
 
+    from keras_mtp.data.batches import Batches
     from keras_mtp.data.encoding import encode_all
     from keras_mtp.flops import Sizes
     from keras_mtp.models.backbone import load_backbone, locate
@@ -34,16 +38,16 @@ def _prepare(model: str, data: str, batches: int, max_tokens: int) -> Workload:
 
     backbone, tokenizer = load_backbone(model)
     examples = list(load_task("gsm8k", data).examples("train"))
-    count = batches * BATCH_SIZE
-    order = np.random.default_rng(0).permutation(len(examples))
-    chosen = [examples[i] for i in order[: 4 * count]]  # some are too long
-    encoded = encode_all(chosen, tokenizer, max_tokens).examples
+    order = np.random.default_rng(0).permutation(len(examples))[:DRAWN]
+    encoded = encode_all([examples[i] for i in order], tokenizer, max_tokens).examples
+    run = Batches(encoded, heads=("head_1",), steps=batches, batch_size=BATCH_SIZE, buckets=0)
+    chosen = [encoded[i] for step in range(batches) for i in run.step_examples(step)]
     text = tokenizer.encode(load_recipe("gsm8k").prefix.text)
     return Workload(
         model=model,
         path=locate(model),
         sizes=Sizes.of(backbone),
-        examples=encoded[:count],
+        examples=chosen,
         batch_size=BATCH_SIZE,
         prefix_ids=np.resize(text, PREFIX_LENGTH).tolist(),
     )
