@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from tools.benchmarks.worker import Step, System
+from tools.benchmarks.worker import OURS, Step, System
 
-OURS, PEER = "keras_mtp", "peft_prompt_tuning"
+PEER = "peft_prompt_tuning"
 Peaks = Mapping[tuple[str, str], float]  # (backend, dtype) -> FLOP/s
 
 
