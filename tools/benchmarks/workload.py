@@ -11,9 +11,8 @@ from tools.benchmarks.worker import Workload
 
 PREFIX_LENGTH = 16
 BATCH_SIZE = 8
-DRAWN = (
-    1024  # training examples that the batches are made of, as a run makes them: those of like length together
-)
+# Training examples that the batches are made of, as a run makes them: those of like length together.
+DRAWN = 1024
 
 
 def prepare(options: argparse.Namespace) -> Workload:
