@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import pytest
+
 from keras_mtp import backend
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network
@@ -12,3 +14,10 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 backend.select()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forgotten_gradients():
+    """Else TensorFlow holds whatever any test traced, gigabytes that Python goes through again and again for garbage."""
+    with backend.forgotten_gradients():
+        yield

@@ -5,52 +5,110 @@ from keras import ops
 
 from keras_mtp.generation.attention import CHUNK
 from keras_mtp.generation.cached_forward import CachedForward
+from keras_mtp.generation.drafting import drafted
 from keras_mtp.layers.linear_head import LinearHead
+from keras_mtp.layers.sequential_head import SequentialHead
 from keras_mtp.layers.transformer_head import TransformerHead
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
 from tests import tiny
 
 
-def _model(prefix_length=4, **backbone) -> MTPCausalLM:
-    heads = [TransformerHead(start="random"), LinearHead()]
+def _model(prefix_length=4, heads=(), **backbone) -> MTPCausalLM:
     return MTPCausalLM(tiny.backbone(**backbone), prefix_length=prefix_length, heads=heads)
+
+
+def _heads():
+    return [TransformerHead(start="random"), LinearHead(), SequentialHead(), SequentialHead(start="random")]
 
 
 def _start(*positions):
     return ops.convert_to_tensor(np.array(positions, "int32"))
 
 
-def _logits(forward, states) -> list[np.ndarray]:
-    return [ops.convert_to_numpy(forward.logits(state)) for state in states]
+def _logits(forward, states) -> np.ndarray:
+    return ops.convert_to_numpy(forward.logits(states))
+
+
+def _draw(heads) -> None:
+    """Weights with which a head is about as sure as one that is trained, and none is zero."""
+    rng = np.random.default_rng(7)
+    for head in heads:
+        head.set_weights([w + rng.normal(0, 0.3, w.shape) for w in head.get_weights()])
 
 
 @pytest.mark.parametrize("prefix_length", [0, 4])
 @pytest.mark.parametrize("rope", [{}, {"rope_max_wavelength": 500}])
 def test_cached_equals_uncached_for_every_head(prefix_length, rope):
-    model = _model(prefix_length, **rope)
+    model = _model(prefix_length, _heads(), **rope)
+    _draw(model.heads)
     forward = CachedForward(model, heads=True)
+    weights = forward.weights()
     ids = tiny.token_ids(2, 9)
     expected = [ops.convert_to_numpy(v) for v in model(ids).values()]
+    in_slots = np.zeros((2, CHUNK, 1), "int32")
+    in_slots[:, prefix_length : prefix_length + 9, 0] = ids
+
+    def read(token_ids, start, cache):
+        width = token_ids.shape[1]
+        states, cache = forward.step(weights, token_ids, start, cache)
+        found = [_logits(forward, states)]
+        for k in forward.far:
+            states, cache = forward.head(k, weights, ops.convert_to_tensor(in_slots), start, width, cache)
+            found.append(_logits(forward, states))
+        return found, cache
+
     cache = forward.read_prefix(forward.empty_cache(2, CHUNK))
-    states, cache = forward.step(ids[:, :5], _start(prefix_length, prefix_length), cache)
-    for found, whole in zip(_logits(forward, states), expected, strict=True):
-        np.testing.assert_allclose(found, whole[:, :5], atol=2e-5)
+    found, cache = read(ids[:, :5], _start(prefix_length, prefix_length), cache)
+    for of_head, whole in zip(found, expected, strict=True):
+        np.testing.assert_allclose(of_head, whole[:, :5], atol=2e-5)
     # Then rows that stand at different places; the second goes back and reads two tokens again.
     new = np.stack([ids[0, 5:8], ids[1, 3:6]])
-    states, _ = forward.step(new, _start(prefix_length + 5, prefix_length + 3), cache)
-    for found, whole in zip(_logits(forward, states), expected, strict=True):
-        np.testing.assert_allclose(found, np.stack([whole[0, 5:8], whole[1, 3:6]]), atol=2e-5)
+    found, _ = read(new, _start(prefix_length + 5, prefix_length + 3), cache)
+    for of_head, whole in zip(found, expected, strict=True):
+        np.testing.assert_allclose(of_head, np.stack([whole[0, 5:8], whole[1, 3:6]]), atol=2e-5)
+
+
+@pytest.mark.parametrize("kinds", [(TransformerHead, LinearHead), (SequentialHead,) * 3])
+def test_drafts_are_what_the_heads_say_of_the_text_and_the_drafts_before(kinds):
+    model = _model(4, [kind() for kind in kinds])
+    _draw(model.heads)
+    forward = CachedForward(model, heads=True)
+    weights = forward.weights()
+    ids = tiny.token_ids(1, 12)[0]
+    for certain in (1, 5, 12):  # from the first token on; the slots behind hold something else
+        text = list(ids[:certain])
+        in_slots = np.full((1, CHUNK, 1), 3, "int32")
+        in_slots[0, 4 : 4 + certain, 0] = text
+        cache = forward.read_prefix(forward.empty_cache(1, CHUNK))
+        if certain > 1:
+            _, cache = forward.step(weights, ids[None, : certain - 1], _start(4), cache)
+            for (
+                k
+            ) in forward.far:  # as while the prompt was read: with another token in the certain one's place
+                wrong = in_slots.copy()
+                wrong[0, 4 + certain - 1 :] = 9
+                _, cache = forward.head(
+                    k, weights, ops.convert_to_tensor(wrong), _start(4), certain - 1, cache
+                )
+        found, _ = drafted(forward, weights, ops.convert_to_tensor(in_slots), _start(4 + certain - 1), cache)
+        if certain == 1:
+            continue  # what the prefix's last place says no model output shows; that it does not fail is enough
+        for k in forward.far:
+            said = ops.convert_to_numpy(model(np.array([text + [0] * 4], "int32"))[f"head_{k}"])
+            text.append(int(said[0, certain - 2].argmax()))
+        assert ops.convert_to_numpy(found)[0, 4 : 4 + len(text), 0].tolist() == text
 
 
 def test_attention_over_several_chunks_and_up_to_the_last_slot():
     model = _model(4)
     forward = CachedForward(model)
+    weights = forward.weights()
     ids = tiny.token_ids(1, 2 * CHUNK - 4)
     expected = ops.convert_to_numpy(model(ids)["head_1"])
     cache = forward.read_prefix(forward.empty_cache(1, 2 * CHUNK))
-    _, cache = forward.step(ids[:, :-3], _start(4), cache)
-    states, _ = forward.step(ids[:, -3:], _start(2 * CHUNK - 3), cache)
-    np.testing.assert_allclose(_logits(forward, states)[0], expected[:, -3:], atol=1e-4)
+    _, cache = forward.step(weights, ids[:, :-3], _start(4), cache)
+    states, _ = forward.step(weights, ids[:, -3:], _start(2 * CHUNK - 3), cache)
+    np.testing.assert_allclose(_logits(forward, states), expected[:, -3:], atol=1e-4)
 
 
 def test_room_that_is_not_filled_changes_no_bit():
@@ -59,8 +117,8 @@ def test_room_that_is_not_filled_changes_no_bit():
     found = []
     for slots in (CHUNK, 4 * CHUNK):
         cache = forward.read_prefix(forward.empty_cache(1, slots))
-        states, _ = forward.step(ids, _start(4), cache)
-        found.append(ops.convert_to_numpy(states[0]))
+        states, _ = forward.step(forward.weights(), ids, _start(4), cache)
+        found.append(ops.convert_to_numpy(states))
     np.testing.assert_array_equal(*found)
 
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from keras_mtp.errors import UserError
 from keras_mtp.generation import batch, generator
 from keras_mtp.generation.generator import Generator
 from keras_mtp.generation.sampling import Sampling
@@ -34,7 +33,7 @@ class _Both:
 
 
 def _model(prefix_length=4) -> MTPCausalLM:
-    heads = [TransformerHead(start="random"), LinearHead()]
+    heads = [TransformerHead(start="random"), SequentialHead(start="random"), LinearHead()]
     return MTPCausalLM(tiny.backbone(), prefix_length=prefix_length, heads=heads)
 
 
@@ -132,11 +131,3 @@ def test_drafts_for_another_place_are_all_refused(counting):
     assert not answers.statistics.speculated
     for head, own in zip(counting.heads, weights, strict=True):
         head.set_weights(own)
-
-
-def test_heads_that_read_tokens_do_not_draft():
-    model = MTPCausalLM(tiny.backbone(), prefix_length=4, heads=[SequentialHead()])
-    plain = Generator(model, stop_ids={49}, max_new_tokens=4)([[7, 3]])  # decoding without them works
-    assert len(plain[0]) <= 4
-    with pytest.raises(UserError, match=r"SequentialHead.*is not built yet"):
-        Generator(model, stop_ids={49}, max_new_tokens=4, speculate=True)

@@ -9,6 +9,7 @@ B rows of the batch, R new tokens per row, S slots, H key-value heads, G query h
 from keras import ops
 
 from keras_mtp.generation.fixed_shape import BLOCK
+from keras_mtp.layers.block import fold_groups, unfold_groups
 
 CHUNK = 128  # slots; a cache has a multiple of this
 
@@ -26,8 +27,7 @@ def attend_filled(query, keys, values, positions, scale: float):
     """
     batch_size, new, heads = ops.shape(query)[0], query.shape[1], keys.shape[1]
     groups, head_dim = query.shape[2] // heads, query.shape[3]
-    query = ops.reshape(query * scale, (batch_size, new, heads, groups, head_dim))
-    query = ops.reshape(ops.transpose(query, (0, 2, 3, 1, 4)), (batch_size, heads, groups * new, head_dim))
+    query = fold_groups(query * scale, heads)
     # The last slot that each row of `query` may look at.
     last = ops.tile(positions, (1, groups))[:, None, :, None]
     if new > 1:  # fixed_shape.py says why
@@ -54,9 +54,7 @@ def attend_filled(query, keys, values, positions, scale: float):
     )
     filled = ops.max(positions) // CHUNK + 1
     _, total, attended = ops.fori_loop(0, filled, lambda i, sums: chunk(i, *sums), nothing)
-    attended = ops.cast(attended / total, query.dtype)[:, :, : groups * new]
-    attended = ops.reshape(attended, (batch_size, heads, groups, new, head_dim))
-    return ops.reshape(ops.transpose(attended, (0, 3, 1, 2, 4)), (batch_size, new, heads * groups, head_dim))
+    return unfold_groups(ops.cast(attended / total, query.dtype)[:, :, : groups * new], groups)
 
 
 def _padded(x, axis: int):

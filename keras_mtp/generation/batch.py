@@ -44,18 +44,16 @@ class Batch:
         self.lengths = np.array([len(prompt) for prompt in prompts], "int32")
         self.prefix_length = decoding.forward.prefix_length
         width = -(-max(pad_to, *self.lengths.tolist(), 1) // PREFILL) * PREFILL
-        self.prompts = np.zeros((rows, width), "int32")
-        for row, prompt in zip(self.prompts, prompts, strict=True):
-            row[: len(prompt)] = prompt
         room = np.full(rows, max_new_tokens, "int32")
         room[self.count :] = 0
-        ahead = min(max_new_tokens, AHEAD) + decoding.width + 1
-        slots = _slots(self.prefix_length + width + ahead)
+        slots = _slots(self.prefix_length + width + min(max_new_tokens, AHEAD) + decoding.reach)
+        ids = np.zeros((rows, slots, 1), "int32")
+        for row, prompt in zip(ids[:, self.prefix_length :, 0], prompts, strict=True):
+            row[: len(prompt)] = prompt
         self.rows = Rows(
-            ids=np.zeros((rows, slots, 1), "int32"),
+            ids=ids,
             at=self.prefix_length + self.lengths - 1,
             room=room,
-            drafts=np.zeros((rows, decoding.said_per_pass - 1), "int32"),
             histogram=np.zeros(1 + decoding.said_per_pass, "int32"),
         )
         self.uniforms = self._uniforms(slots)
@@ -64,16 +62,12 @@ class Batch:
 
     def read(self) -> None:
         """Reads the prefix and the prompts, and says the first token of every answer."""
-        decoding = self.decoding
+        decoding, backbone = self.decoding, self.decoding.forward.backbone
         cache = decoding.read_prefix(self.cache)
-        rows = len(self.prompts)
-        size = decoding.forward.backbone.hidden_dim
-        states = ops.zeros((decoding.said_per_pass, rows, size), decoding.forward.backbone.compute_dtype)
-        longest = int(self.lengths.max())
-        for done in range(0, longest, PREFILL):
-            chunk = self.prompts[:, done : done + PREFILL]
-            states, cache = decoding.prefill(chunk, np.int32(done), self.lengths, states, cache)
-        self.rows, self.cache = decoding.first(states, self.stop_ids, self.uniforms, self.rows), cache
+        state = ops.zeros((len(self.lengths), 1, backbone.hidden_dim), backbone.compute_dtype)
+        for done in range(0, int(self.lengths.max()), PREFILL):
+            state, cache = decoding.prefill(self.rows.ids, np.int32(done), self.lengths, state, cache)
+        self.rows, self.cache = decoding.first(state, self.stop_ids, self.uniforms, self.rows, cache)
         self.prompt_seconds = self._elapsed()
 
     @property
@@ -89,11 +83,10 @@ class Batch:
             budget, self.stop_ids, self.uniforms, self.rows, self.cache
         )
 
-    def continue_with(self, decoding: Decoding) -> None:
-        """Goes on in another way of decoding, whose cache is the beginning of this one's."""
+    def continue_plainly(self, decoding: Decoding) -> None:
+        """Goes on without the heads."""
         self.decoding = decoding
-        self.cache = self.cache[: len(decoding.forward.blocks)]
-        self.rows = self.rows._replace(drafts=self.rows.drafts[:, : decoding.said_per_pass - 1])
+        self.cache = self.cache._replace(heads=[], reads={})
 
     def end(self, rows: Collection[int]) -> None:
         """Lets some answers end where they are."""
@@ -129,12 +122,12 @@ class Batch:
 
     def _make_room(self) -> None:
         """Gives the cache more slots where a row has come near its end."""
-        slots = self.cache[0][0].shape[2]
-        needed = int(_numpy(self.rows.at).max()) + self.decoding.width + 2
+        slots = self.cache.slots
+        needed = int(_numpy(self.rows.at).max()) + self.decoding.reach
         if needed <= slots:
             return
         more = _slots(needed) - slots
-        self.cache = [[ops.pad(x, [(0, 0), (0, 0), (0, more), (0, 0)]) for x in pair] for pair in self.cache]
+        self.cache = self.cache.padded(more)
         ids = ops.pad(self.rows.ids, [(0, 0), (0, more), (0, 0)])
         self.rows = self.rows._replace(ids=ids)
         self.uniforms = self._uniforms(slots + more)

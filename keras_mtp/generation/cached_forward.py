@@ -1,4 +1,4 @@
-"""One pass of the trunk and the heads over a few tokens at a time, with the keys and values of earlier ones kept.
+"""The trunk over a few tokens at a time, and the heads behind it, with the keys and values of earlier ones kept.
 
     slot of the cache = position of the token in its row      [ prefix | prompt | answer ]
 
@@ -6,21 +6,58 @@ Every row writes at its own place, so rows of different lengths advance each at 
 earlier position is all that forgetting a token takes: what lies behind a row's position is never looked at before it is
 written again. Pinned by test_cached_forward.py: cached equals uncached.
 
+The trunk does not wait for the heads: it keeps the states that they read, and they follow when the tokens that they
+need (`SequentialHead`) have been said.
+
 B rows, R new tokens per row, S cache slots, H key-value heads, E head size, K = 1 + number of heads.
 """
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 
 from keras_mtp import backend
 from keras_mtp.generation.attention import attend_filled
-from keras_mtp.layers.block import Rotation, apply_block
+from keras_mtp.layers.block import BlockWeights, Rotation, run_block
 
-Cache = list  # one [keys, values] per block, each (B, H, S, E): the trunk's blocks, then those of the heads
+Entry = list  # keys and values of one block, each (B, H, S, E)
+
+
+class Cache(NamedTuple):
+    """What is kept of the tokens that have been read.
+
+    Args:
+        trunk: an `Entry` per block. heads: a list of `Entry` per head. reads: by its name, a trunk state that some head
+            reads, (B, S, D).
+    """
+
+    trunk: list[Entry]
+    heads: list[list[Entry]]
+    reads: dict[str, Any]
+
+    @property
+    def slots(self) -> int:
+        """S."""
+        return self.trunk[0][0].shape[2]
+
+    def padded(self, more: int) -> "Cache":
+        """With so many more slots."""
+        return keras.tree.map_structure(
+            lambda x: ops.pad(x, [*[(0, 0)] * (len(x.shape) - 2), (0, more), (0, 0)]), self
+        )
+
+
+class Weights(NamedTuple):
+    """What the blocks of the trunk, and those of every head, multiply with."""
+
+    trunk: list[BlockWeights]
+    heads: list[list[BlockWeights]]
 
 
 class CachedForward:
-    """The layers of an `MTPCausalLM`, prefix included, as a step over a key-value cache.
+    """The layers of an `MTPCausalLM`, prefix included, as steps over a key-value cache.
 
     Args:
         model: the `MTPCausalLM`.
@@ -32,66 +69,137 @@ class CachedForward:
         self.prefix_embedding = model.prefix_embedding
         self.prefix_length = model.prefix_length
         self.heads = list(model.heads) if heads else []
-        self.blocks = [*self.backbone.transformer_layers]
-        for head in self.heads:
-            self.blocks += _blocks_of(head, self.backbone.hidden_dim)
+        self.head_blocks = [_blocks_of(head, self.backbone.hidden_dim) for head in self.heads]
 
-    def empty_cache(self, batch_size, slots) -> Cache:
-        """Zeros (B, H, S, E) for every block, in the compute dtype. `slots` is a multiple of `attention.CHUNK`."""
-        cache = []
-        for block in self.blocks:
-            attention = block._self_attention_layer
-            head_dim = attention._query_dense.kernel.shape[-1]
-            shape = (batch_size, attention.num_key_value_heads, slots, head_dim)
-            cache.append([ops.zeros(shape, block.compute_dtype) for _ in range(2)])
-        return cache
+    def empty_cache(self, batch_size: int, slots: int) -> Cache:
+        """Zeros in the compute dtype. `slots` is a multiple of `attention.CHUNK`."""
+        state = (batch_size, slots, self.backbone.hidden_dim)
+        return Cache(
+            trunk=[_empty(block, batch_size, slots) for block in self.backbone.transformer_layers],
+            heads=[[_empty(b, batch_size, slots) for b in blocks] for blocks in self.head_blocks],
+            reads={head.reads: ops.zeros(state, self.backbone.compute_dtype) for head in self.heads},
+        )
+
+    def weights(self) -> Weights:
+        """What the blocks multiply with, to be read once before a loop of steps."""
+        return Weights(
+            trunk=[BlockWeights.of(block) for block in self.backbone.transformer_layers],
+            heads=[[BlockWeights.of(block) for block in blocks] for blocks in self.head_blocks],
+        )
 
     def read_prefix(self, cache: Cache) -> Cache:
         """Writes the prefix, if there is one, into the first P slots of every row; computed for one row."""
         if self.prefix_embedding is None:
             return cache
-        of_one = self.empty_cache(1, cache[0][0].shape[2])
+        weights, slots = self.weights(), cache.slots
+        start, no_ids = ops.zeros((1,), "int32"), ops.zeros((1, slots, 1), "int32")
         no_token = ops.zeros((1, 0, self.backbone.hidden_dim), self.backbone.token_embedding.compute_dtype)
-        _, of_one = self._states(self.prefix_embedding(no_token), ops.zeros((1,), "int32"), of_one)
-        return [
-            [one + empty for one, empty in zip(*pair, strict=True)]
-            for pair in zip(of_one, cache, strict=True)
-        ]
+        _, of_one = self._trunk(weights, self.prefix_embedding(no_token), start, self.empty_cache(1, slots))
+        for k in self.far:
+            _, of_one = self.head(k, weights, no_ids, start, self.prefix_length, of_one)
+        return keras.tree.map_structure(lambda one, empty: one + empty, of_one, cache)
 
-    def step(self, token_ids, start, cache: Cache):
-        """One pass over R new tokens per row.
+    def step(self, weights: Weights, token_ids, start, cache: Cache):
+        """The trunk over R new tokens per row.
 
         Args:
+            weights: from `weights`.
             token_ids: int tensor (B, R). start: int tensor (B,), the position of each row's first new token, prefix
                 counted; `start + R` must not pass S, or earlier slots are overwritten.
             cache: from an earlier step, or from `read_prefix`. On torch it is changed in place.
 
         Returns:
-            `(states, cache)`: list of the K normed states (B, R, D), head_1's first.
+            `(states, cache)`: head_1's normed states (B, R, D).
         """
-        states, cache = self._states(self.backbone.token_embedding(token_ids), start, cache)
-        return [self.backbone.layer_norm(state) for state in states], cache
+        states, cache = self._trunk(weights, self.backbone.token_embedding(token_ids), start, cache)
+        return self.backbone.layer_norm(states), cache
+
+    @property
+    def far(self) -> Sequence[int]:
+        """The k of every `head_k` but the first."""
+        return range(2, 2 + len(self.heads))
+
+    def head(self, k: int, weights: Weights, ids, start, width: int, cache: Cache):
+        """`head_k` over positions that the trunk has read.
+
+        Args:
+            k: 2 to K. weights: from `weights`.
+            ids: int tensor (B, S, 1), the tokens in the slots of their positions. A head that reads tokens is given, at
+                position t, the one in slot t + k - 1.
+            start: int tensor (B,), the first of the positions. width: R, how many.
+            cache: from `step`. On torch it is changed in place.
+
+        Returns:
+            `(states, cache)`: the head's normed states (B, R, D).
+        """
+        head, place = self.heads[k - 2], k - 2
+        positions = _positions(start, width)
+        tokens = []
+        if head.reads_tokens:
+            embeddings = self.backbone.token_embedding(at_slots(ids, start + k - 1, width)[:, :, 0])
+            no_token = positions < self.prefix_length  # as in training
+            tokens = [ops.where(no_token[:, :, None], ops.zeros_like(embeddings), embeddings)]
+        run = _Run(weights.heads[place], cache.heads[place], positions, self._rotation(positions))
+        states = head.advance(at_slots(cache.reads[head.reads], start, width), run, *tokens)
+        heads = [*cache.heads[:place], run.updated, *cache.heads[place + 1 :]]
+        return self.backbone.layer_norm(states), cache._replace(heads=heads)
 
     def logits(self, states):
         """(..., D) -> (..., V)."""
         return self.backbone.token_embedding(states, reverse=True)
 
-    def _states(self, x, start, cache):
-        positions = start[:, None] + ops.arange(x.shape[1], dtype="int32")[None]
-        rotation = Rotation(self.blocks[0], positions)
-        updated: Cache = []
-
-        def run(block, x):
-            x, entry = _cached_block(block, x, rotation, positions, cache[len(updated)])
-            updated.append(entry)
-            return x
-
+    def _trunk(self, weights: Weights, x, start, cache: Cache):
+        positions = _positions(start, x.shape[1])
+        run = _Run(weights.trunk, cache.trunk, positions, self._rotation(positions))
         *blocks, last_block = self.backbone.transformer_layers
         for block in blocks:
             x = run(block, x)
-        read = {"before_last_block": x, "last_block": run(last_block, x)}
-        states = [read["last_block"], *(head.advance(read[head.reads], run) for head in self.heads)]
-        return states, updated
+        states = {"before_last_block": x, "last_block": run(last_block, x)}
+        reads = {name: backend.write_rows(old, states[name], start) for name, old in cache.reads.items()}
+        return states["last_block"], cache._replace(trunk=run.updated, reads=reads)
+
+    def _rotation(self, positions) -> Rotation:
+        return Rotation(self.backbone.transformer_layers[0], positions)
+
+
+class _Run:
+    """Runs blocks one after another over the keys and values in their entries and the new ones, which it writes there."""
+
+    def __init__(self, weights: list[BlockWeights], entries: list[Entry], positions, rotation: Rotation):
+        self.weights, self.entries = weights, entries
+        self.positions, self.rotation = positions, rotation
+        self.updated: list[Entry] = []
+
+    def __call__(self, block, x):
+        place = len(self.updated)
+        scale = block._self_attention_layer._inv_norm_factor
+
+        def attend(query, key, value):
+            keys, values = (
+                backend.write_rows(old, ops.transpose(new, (0, 2, 1, 3)), self.positions[:, 0])
+                for old, new in zip(self.entries[place], (key, value), strict=True)
+            )
+            self.updated.append([keys, values])
+            return attend_filled(query, keys, values, self.positions, scale)
+
+        return run_block(self.weights[place], x, self.rotation, attend)
+
+
+def at_slots(buffer, start, width: int):
+    """(B, S, E) -> (B, R, E): of every row the R = `width` slots from `start` (B,) on."""
+    return ops.take_along_axis(buffer, _positions(start, width)[:, :, None], axis=1)
+
+
+def _positions(start, width: int):
+    """(B,) -> (B, R): `width` places from `start` on."""
+    return start[:, None] + ops.arange(width, dtype="int32")[None]
+
+
+def _empty(block, batch_size: int, slots: int) -> Entry:
+    attention = block._self_attention_layer
+    head_dim = attention._query_dense.kernel.shape[-1]
+    shape = (batch_size, attention.num_key_value_heads, slots, head_dim)
+    return [ops.zeros(shape, block.compute_dtype) for _ in range(2)]
 
 
 def _blocks_of(head, hidden_dim: int) -> list:
@@ -102,17 +210,6 @@ def _blocks_of(head, hidden_dim: int) -> list:
         blocks.append(block)
         return x
 
-    head.advance(ops.zeros((1, 1, hidden_dim), head.compute_dtype), note)
+    state = ops.zeros((1, 1, hidden_dim), head.compute_dtype)
+    head.advance(state, note, *[state] * head.reads_tokens)
     return blocks
-
-
-def _cached_block(block, x, rotation, positions, entry):
-    """A block over the keys and values in `entry` and the new ones, which it writes at their positions."""
-    kept: list = []
-
-    def attend(query, key, value):
-        new = (ops.transpose(key, (0, 2, 1, 3)), ops.transpose(value, (0, 2, 1, 3)))
-        kept[:] = (backend.write_rows(old, n, positions[:, 0]) for old, n in zip(entry, new, strict=True))
-        return attend_filled(query, kept[0], kept[1], positions, block._self_attention_layer._inv_norm_factor)
-
-    return apply_block(block, x, rotation, attend), kept

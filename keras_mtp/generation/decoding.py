@@ -1,6 +1,6 @@
 """The passes of decoding, compiled: read prompts, then pass after pass until every answer has ended.
 
-    tokens of a pass    [ certain | draft 2 ... draft K | filling ]     R of them per row, from the certain one's slot on
+    tokens of a pass    [ certain | draft 2 ... draft K | any ]     R of them per row, from the certain one's slot on
     yields              the certain token's successor, and one more for every draft that was right
 
 Plain decoding is K = 1. In *exact mode* it, too, runs R tokens per row: then every token of the answer, whoever drafted
@@ -16,8 +16,8 @@ from keras import ops
 
 from keras_mtp import backend
 from keras_mtp.generation.acceptance import agreeing, yielded
-from keras_mtp.generation.cached_forward import Cache, CachedForward
-from keras_mtp.generation.drafting import drafts
+from keras_mtp.generation.cached_forward import Cache, CachedForward, Weights, at_slots
+from keras_mtp.generation.drafting import drafted
 
 PREFILL = 64  # tokens of a prompt read in one pass
 
@@ -28,16 +28,15 @@ class Rows(NamedTuple):
     """Where every row of a batch stands.
 
     Args:
-        ids: int tensor (B, S, 1), every token in the slot of its position. at: int tensor (B,), slot of the last one,
-            which no pass has read yet. room: int tensor (B,), how many more the answer may take; 0 where it has ended.
-        drafts: int tensor (B, K - 1). histogram: int tensor (K + 1,), passes of a row by the number of tokens they yielded; 0 where
-            the row had ended.
+        ids: int tensor (B, S, 1), every token in the slot of its position, and behind the last one the drafts. at: int
+            tensor (B,), slot of the last one, which no pass has read yet. room: int tensor (B,), how many more the answer may
+            take; 0 where it has ended. histogram: int tensor (K + 1,), passes of a row by the number of tokens they yielded;
+            0 where the row had ended.
     """
 
     ids: Any
     at: Any
     room: Any
-    drafts: Any
     histogram: Any
 
 
@@ -54,80 +53,81 @@ class Decoding:
     def __init__(self, model: keras.Model, *, heads: bool, width: int, choose: Choose):
         self.forward = CachedForward(model, heads=heads)
         self.said_per_pass, self.width, self.choose = 1 + len(self.forward.heads), width, choose
+        # Slots from a row's `at` on that a pass may touch: R tokens and what they say; or K, and K - 1 drafts behind the last.
+        self.reach = max(width + 1, 2 * self.said_per_pass)
         self.prefill = backend.compiled(self._prefill, model.variables, xla=True)
         self.first = backend.compiled(self._first, model.variables, xla=True)
         self.passes = backend.compiled(self._passes, model.variables, xla=True)
         self.read_prefix = backend.compiled(self.forward.read_prefix, model.variables, xla=True)
 
-    def _prefill(self, token_ids, done, lengths, states, cache: Cache):
+    def _prefill(self, ids, done, lengths, state, cache: Cache):
         """Reads `PREFILL` tokens of every prompt, from the `done`-th on.
 
         Args:
-            token_ids: int tensor (B, PREFILL), padded on the right. lengths: int tensor (B,), of the whole prompts.
-            states: tensor (K, B, D): those at the last token of every prompt whose end has been read.
+            ids: int tensor (B, S, 1), with the prompts. lengths: int tensor (B,), of the whole prompts.
+            state: tensor (B, 1, D): that at the last token of every prompt whose end has been read.
 
         Returns:
-            `(states, cache)`.
+            `(state, cache)`.
         """
+        weights = self.forward.weights()
         start = ops.zeros_like(lengths) + self.forward.prefix_length + done
-        of_chunk, cache = self.forward.step(token_ids, start, cache)
+        states, cache = self.forward.step(weights, at_slots(ids, start, PREFILL)[:, :, 0], start, cache)
+        for k in self.forward.far:
+            _, cache = self.forward.head(k, weights, ids, start, PREFILL, cache)
         last = lengths - 1 - done
-        here = ops.logical_and(last >= 0, last < PREFILL)[None, :, None]
-        found = _at_row(ops.stack(of_chunk), ops.clip(last, 0, PREFILL - 1))
-        return ops.where(here, found, states), cache
+        here = ops.logical_and(last >= 0, last < PREFILL)[:, None, None]
+        return ops.where(here, at_slots(states, ops.clip(last, 0, PREFILL - 1), 1), state), cache
 
-    def _first(self, states, stop_ids, uniforms, rows: Rows) -> Rows:
-        """The first token of every answer, from the states at the prompts' last tokens."""
-        said = self.choose(self.forward.logits(states[0])[:, None], _following(uniforms, rows.at, 1))
-        advanced = self._advanced(rows, said, ops.zeros_like(rows.at), states[:, :, None], stop_ids)
-        return advanced._replace(histogram=rows.histogram)  # it cost no pass
+    def _first(self, state, stop_ids, uniforms, rows: Rows, cache: Cache):
+        """The first token of every answer, from the state at the prompt's last one."""
+        said = self.choose(self.forward.logits(state), _following(uniforms, rows.at, 1))
+        advanced = self._advanced(rows, said, ops.zeros_like(rows.at), stop_ids)
+        rows = advanced._replace(histogram=rows.histogram)  # it cost no pass
+        return self._drafted(self.forward.weights(), rows, cache)
 
     def _passes(self, budget, stop_ids, uniforms, rows: Rows, cache: Cache):
         """Up to `budget` passes; fewer if all rows have ended, or if one has come near the end of the cache."""
-        furthest = cache[0][0].shape[2] - self.width - 1
+        weights, furthest = self.forward.weights(), cache.slots - self.reach
 
         def running(i, rows, cache):
             active = ops.logical_and(ops.any(rows.room > 0), ops.max(rows.at) <= furthest)
             return ops.logical_and(i < budget, active)
 
         def body(i, rows, cache):
-            return i + 1, *self._pass(stop_ids, uniforms, rows, cache)
+            return i + 1, *self._pass(weights, stop_ids, uniforms, rows, cache)
 
         done = ops.convert_to_tensor(0, "int32")
         _, rows, cache = ops.while_loop(running, body, (done, rows, cache))
         return rows, cache
 
-    def _pass(self, stop_ids, uniforms, rows: Rows, cache: Cache):
-        certain = ops.take_along_axis(rows.ids[:, :, 0], rows.at[:, None], axis=1)
-        filling = [certain] * (self.width - self.said_per_pass)
-        states, cache = self.forward.step(
-            ops.concatenate([certain, rows.drafts, *filling], 1), rows.at, cache
-        )
-        batch_size, width, size = states[0].shape
-        logits = self.forward.logits(ops.reshape(states[0], (batch_size * width, size)))
+    def _pass(self, weights: Weights, stop_ids, uniforms, rows: Rows, cache: Cache):
+        token_ids = at_slots(rows.ids, rows.at, self.width)[:, :, 0]
+        states, cache = self.forward.step(weights, token_ids, rows.at, cache)
+        batch_size, width, size = states.shape
+        logits = self.forward.logits(ops.reshape(states, (batch_size * width, size)))
         # All R are chosen, then cut, for the same reason for which R are computed.
         said = self.choose(ops.reshape(logits, (batch_size, width, -1)), _following(uniforms, rows.at, width))
-        said = said[:, : self.said_per_pass]
-        rows = self._advanced(rows, said, agreeing(rows.drafts, said), ops.stack(states), stop_ids)
-        return rows, cache
+        said, drafts = said[:, : self.said_per_pass], token_ids[:, 1 : self.said_per_pass]
+        rows = self._advanced(rows, said, agreeing(drafts, said), stop_ids)
+        return self._drafted(weights, rows, cache)
 
-    def _advanced(self, rows: Rows, said, right, states, stop_ids) -> Rows:
-        """`rows` with what a pass said in it, and new drafts. `states` is (K, B, R, D)."""
+    def _advanced(self, rows: Rows, said, right, stop_ids) -> Rows:
+        """`rows` with what a pass said in it."""
         count, ended = yielded(said, right, rows.room, stop_ids)
-        row = ops.maximum(count - 1, 0)
         tally = ops.equal(ops.arange(rows.histogram.shape[0], dtype="int32")[None], count[:, None])
         return Rows(
             ids=backend.write_rows(rows.ids, said[:, :, None], rows.at + 1),
             at=rows.at + count,
             room=ops.where(ended, 0, rows.room - count),
-            drafts=drafts(self.forward, _at_row(states[1:], row)) if self.forward.heads else rows.drafts,
             histogram=rows.histogram + ops.sum(ops.cast(tally, "int32"), axis=0),
         )
 
-
-def _at_row(states, row):
-    """(K, B, R, D) -> (K, B, D): for every row of the batch the state in place `row` (B,)."""
-    return ops.squeeze(ops.take_along_axis(states, row[None, :, None, None], axis=2), 2)
+    def _drafted(self, weights: Weights, rows: Rows, cache: Cache):
+        if not self.forward.heads:
+            return rows, cache
+        ids, cache = drafted(self.forward, weights, rows.ids, rows.at, cache)
+        return rows._replace(ids=ids), cache
 
 
 def _following(uniforms, at, count: int):

@@ -1,26 +1,50 @@
 """Drafts: what the far heads say comes after the token that is certain.
 
-All at once, for the heads look at the same state: head_k at the place before the certain token speaks of the place k - 1
-behind that one. A wrong draft costs time and never changes the answer, so nothing here has to be exact.
+    head_k at t     the trunk's state of t          -> token[t + k]     transformer and linear heads: all at once
+                    and the token in t + k - 1      -> token[t + k]     sequential heads: each given the draft before its own
+
+t is the last place that has been read, t + 1 the certain token's. A wrong draft costs time and never changes the answer,
+so nothing here has to be exact.
 """
 
 from keras import ops
 
-from keras_mtp.generation.cached_forward import CachedForward
+from keras_mtp import backend
+from keras_mtp.generation.cached_forward import Cache, CachedForward, Weights
 
 
-def drafts(forward: CachedForward, states):
-    """The likeliest token of every far head.
+def drafted(forward: CachedForward, weights: Weights, ids, at, cache: Cache):
+    """Has every far head say its likeliest token.
 
     Args:
-        forward: the layers, heads included.
-        states: tensor (K - 1, B, D), the heads' normed states at the place that said the certain token; K at least 2.
+        forward: the layers, heads included. weights: from `forward.weights`.
+        ids: int tensor (B, S, 1), the tokens in the slots of their positions.
+        at: int tensor (B,), the slot of the certain token; the trunk has read what is before it.
+        cache: the trunk's and the heads'.
 
     Returns:
-        Int tensor (B, K - 1); any ids that the vocabulary has, even where a head says NaN.
+        `(ids, cache)`: the K - 1 drafts stand in the slots behind `at`; any ids that the vocabulary has, even where a head
+        says NaN.
     """
-    count, batch_size, width = states.shape
-    logits = forward.logits(ops.reshape(states, (count * batch_size, width)))
+    # The places that the last pass has read, at most K, and K - 2 that a head has read with a draft for a token.
+    width = 2 * len(forward.heads)
+    start = ops.maximum(at - width, 0)
+    last = (at - 1 - start)[:, None, None]
+    unnamed: list = []  # states of the heads up to here that have not been asked for a token
+
+    for k, head in zip(forward.far, forward.heads, strict=True):
+        if head.reads_tokens:
+            ids, unnamed = _named(forward, unnamed, ids, at + k - 1), []
+        states, cache = forward.head(k, weights, ids, start, width, cache)
+        unnamed.append(ops.take_along_axis(states, last, axis=1))
+    return _named(forward, unnamed, ids, at + 1 + len(forward.heads)), cache
+
+
+def _named(forward: CachedForward, states: list, ids, end):
+    """`ids` with the likeliest tokens of some states, each (B, 1, D), in the slots before `end` (B,)."""
+    if not states:
+        return ids
+    logits = forward.logits(ops.concatenate(states, axis=1))
     likeliest = ops.cast(ops.argmax(logits, axis=-1), "int32")
     likeliest = ops.clip(likeliest, 0, logits.shape[-1] - 1)
-    return ops.transpose(ops.reshape(likeliest, (count, batch_size)))
+    return backend.write_rows(ids, likeliest[:, :, None], end - len(states))

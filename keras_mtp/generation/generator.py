@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from keras_mtp.errors import UserError
 from keras_mtp.generation.batch import Batch, OnTokens
 from keras_mtp.generation.decoding import Decoding
 from keras_mtp.generation.fixed_shape import fixed_shape
@@ -48,7 +47,6 @@ class Generator:
 
     Raises:
         ValueError: `max_new_tokens` below 0, or no stop ids.
-        UserError: `speculate` with a head that also reads tokens (`SequentialHead`).
     """
 
     def __init__(
@@ -68,11 +66,6 @@ class Generator:
             )
         if not stop_ids:
             raise ValueError("`stop_ids` must hold at least one token id. Received an empty collection.")
-        if speculate and any(head.reads_tokens for head in model.heads):
-            raise UserError(
-                "Drafting with heads that also see the token before their target (`SequentialHead`) is not built yet. "
-                'Decode without `speculate`, or train heads of kind "transformer" or "linear".'
-            )
         self.model = model
         self.stop_ids = np.array(sorted(stop_ids), "int32")
         self.max_new_tokens = max_new_tokens
@@ -134,7 +127,7 @@ class Generator:
             if not batch.running:
                 break
             if speculating and not _pays(batch.statistics(speculated=True)):
-                batch.continue_with(self._decoding(False, width))
+                batch.continue_plainly(self._decoding(False, width))
                 speculating = False
             batch.run(passes if on_tokens or speculating else None)
         return Answers(tokens=batch.tokens(), statistics=batch.statistics(speculated=speculating))

@@ -143,15 +143,27 @@ def grouped_attention(query, key, value, visible, scale: float):
     Returns:
         (B, R, H*G, E).
     """
-    batch_size, rows = ops.shape(query)[0], ops.shape(query)[1]
-    heads, head_dim = key.shape[2], key.shape[3]
+    heads = key.shape[2]
     groups = query.shape[2] // heads
-    # A group's queries one below the other: plain products, up to twice as fast on a CPU as letting `einsum` find them.
-    query = ops.transpose(ops.reshape(query, (batch_size, rows, heads, groups, head_dim)), (0, 2, 3, 1, 4))
-    query = ops.reshape(query, (batch_size, heads, groups * rows, head_dim))
     key, value = ops.transpose(key, (0, 2, 1, 3)), ops.transpose(value, (0, 2, 1, 3))
-    attended = backend.attention(query, key, value, ops.tile(visible, (1, groups, 1))[:, None], scale)
-    attended = ops.transpose(
-        ops.reshape(attended, (batch_size, heads, groups, rows, head_dim)), (0, 3, 1, 2, 4)
-    )
-    return ops.reshape(attended, (batch_size, rows, heads * groups, head_dim))
+    visible = ops.tile(visible, (1, groups, 1))[:, None]
+    return unfold_groups(backend.attention(fold_groups(query, heads), key, value, visible, scale), groups)
+
+
+def fold_groups(query, heads: int):
+    """(B, R, H*G, E) to (B, H, G*R, E): a key-value head's queries one below the other, the rows of a group together.
+
+    Attention is then plain products, up to twice as fast on a CPU as letting `einsum` find them.
+    """
+    batch_size, rows, query_heads, head_dim = ops.shape(query)
+    groups = query_heads // heads
+    query = ops.transpose(ops.reshape(query, (batch_size, rows, heads, groups, head_dim)), (0, 2, 3, 1, 4))
+    return ops.reshape(query, (batch_size, heads, groups * rows, head_dim))
+
+
+def unfold_groups(attended, groups: int):
+    """The inverse of `fold_groups`, `groups` being G."""
+    batch_size, heads, folded_rows, head_dim = ops.shape(attended)
+    rows = folded_rows // groups
+    attended = ops.reshape(attended, (batch_size, heads, groups, rows, head_dim))
+    return ops.reshape(ops.transpose(attended, (0, 3, 1, 2, 4)), (batch_size, rows, heads * groups, head_dim))
