@@ -63,7 +63,7 @@ def _iterations(trained) -> set[int]:
 def _train(folder, **changes):
     recipe = updated(RECIPE, {key.replace("__", "."): value for key, value in changes.items()})
     model = MTPCausalLM(
-        tiny.backbone(), prefix_length=4, prefix_start=[1, 2, 3, 4], heads=[TransformerHead()]
+        tiny.backbone(num_layers=2), prefix_length=4, prefix_start=[1, 2, 3, 4], heads=[TransformerHead()]
     )
     log = MetricsLog(folder / "metrics.csv", model.head_names)
     judge = HeldOutEvaluation(model, _held_out(), 4)

@@ -11,7 +11,9 @@ PROMPTS = [[7, 3, 9, 1, 4, 4, 2], [5, 11, 30], [8], [1, 2, 3, 4, 5]]
 
 
 def _model(prefix_length=4, **backbone) -> MTPCausalLM:
-    return MTPCausalLM(tiny.backbone(**backbone), prefix_length=prefix_length, heads=[TransformerHead()])
+    return MTPCausalLM(
+        tiny.backbone(num_layers=2, **backbone), prefix_length=prefix_length, heads=[TransformerHead()]
+    )
 
 
 def _greedy_uncached(model, prompt, stops, count) -> list[int]:
@@ -57,7 +59,7 @@ def test_no_new_token_and_one():
 
 
 def test_mixed_bfloat16_decodes():
-    model = MTPCausalLM(tiny.backbone(dtype="mixed_bfloat16"), prefix_length=4)
+    model = MTPCausalLM(tiny.backbone(num_layers=2, dtype="mixed_bfloat16"), prefix_length=4)
     assert len(Generator(model, stop_ids={60}, max_new_tokens=3)(PROMPTS)) == 4
 
 

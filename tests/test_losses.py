@@ -122,7 +122,10 @@ def test_trains_as_keras_own_loss_does(frozen):
 def _fifty_steps(outputs: str, frozen: bool) -> dict[str, list[float]]:
     """The losses of every step."""
     model = MTPCausalLM(
-        tiny.backbone(), prefix_length=3, heads=[TransformerHead(name="head_2")], freeze_backbone=frozen
+        tiny.backbone(num_layers=2),
+        prefix_length=3,
+        heads=[TransformerHead(name="head_2")],
+        freeze_backbone=frozen,
     )
     if outputs == "logits":
         own = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")

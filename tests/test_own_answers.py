@@ -16,7 +16,7 @@ QUESTIONS = ("how many apples", "and pears?", "one and one?", "what")
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> MTPCausalLM:
     path = tmp_path_factory.mktemp("own") / "tiny.gguf"
-    write_tiny_gguf(path)
+    write_tiny_gguf(path, num_layers=2)
     return MTPCausalLM.from_preset(str(path), prefix_length=3)
 
 

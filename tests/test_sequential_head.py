@@ -25,7 +25,7 @@ def trained_a_little(head, seed=5):
 
 
 def _model(*heads, prefix_length=3, **kwargs) -> MTPCausalLM:
-    model = MTPCausalLM(tiny.backbone(), prefix_length=prefix_length, heads=heads, **kwargs)
+    model = MTPCausalLM(tiny.backbone(num_layers=2), prefix_length=prefix_length, heads=heads, **kwargs)
     for head in heads:
         if isinstance(head, SequentialHead):
             trained_a_little(head)
@@ -79,7 +79,9 @@ def _rms_normed(x: np.ndarray) -> np.ndarray:
 
 
 def test_it_starts_as_a_transformer_head():
-    model = MTPCausalLM(tiny.backbone(), prefix_length=3, heads=[TransformerHead(), SequentialHead()])
+    model = MTPCausalLM(
+        tiny.backbone(num_layers=2), prefix_length=3, heads=[TransformerHead(), SequentialHead()]
+    )
     logits = model(tiny.token_ids())
     np.testing.assert_array_equal(*(ops.convert_to_numpy(logits[name]) for name in ("head_2", "head_3")))
 

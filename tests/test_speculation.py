@@ -34,7 +34,7 @@ class _Both:
 
 def _model(prefix_length=4) -> MTPCausalLM:
     heads = [TransformerHead(start="random"), SequentialHead(start="random"), LinearHead()]
-    return MTPCausalLM(tiny.backbone(), prefix_length=prefix_length, heads=heads)
+    return MTPCausalLM(tiny.backbone(num_layers=2), prefix_length=prefix_length, heads=heads)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_a_cache_that_fills_up_gets_room(monkeypatch):
 @pytest.fixture(scope="module")
 def counting() -> MTPCausalLM:
     """Says after every token the next number, and its heads are always right."""
-    backbone = tiny.backbone(tied=False, vocabulary_size=COUNT)
+    backbone = tiny.backbone(num_layers=2, tied=False, vocabulary_size=COUNT)
     for block in backbone.transformer_layers:
         for dense in (block._self_attention_layer._output_dense, block._feedforward_output_dense):
             dense.kernel.assign(np.zeros(dense.kernel.shape))

@@ -15,7 +15,7 @@ NO_STOP = [10_000]  # an id that never comes
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> MTPCausalLM:
     path = tmp_path_factory.mktemp("text") / "tiny.gguf"
-    write_tiny_gguf(path)
+    write_tiny_gguf(path, num_layers=2)
     return MTPCausalLM.from_preset(str(path), prefix_length=3)
 
 

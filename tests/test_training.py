@@ -34,7 +34,10 @@ RECIPE = updated(
 
 def _model(*heads, prefix_length=4, **backbone) -> MTPCausalLM:
     return MTPCausalLM(
-        tiny.backbone(**backbone), prefix_length=prefix_length, prefix_start=[1, 2, 3, 4], heads=heads
+        tiny.backbone(**{"num_layers": 2, **backbone}),
+        prefix_length=prefix_length,
+        prefix_start=[1, 2, 3, 4],
+        heads=heads,
     )
 
 
@@ -89,6 +92,7 @@ def test_detached_heads_are_a_true_control(tmp_path):
     settings = {
         "heads__count": 2,
         "heads__freeze": False,
+        "heads__warmup_steps": 0,
         "heads__weight": 1.0,
         "training__learning_rate": 5e-3,
     }
@@ -210,7 +214,9 @@ def test_a_model_with_nothing_to_train_is_refused(tmp_path):
 
 
 def test_mixed_bfloat16_trains(tmp_path):
-    model = MTPCausalLM(tiny.backbone(dtype="mixed_bfloat16"), prefix_length=4, heads=[TransformerHead()])
+    model = MTPCausalLM(
+        tiny.backbone(num_layers=2, dtype="mixed_bfloat16"), prefix_length=4, heads=[TransformerHead()]
+    )
     rows = _train(model, tmp_path, heads__freeze=False)
     assert rows[-1]["held_out_head_1_loss"] < rows[5]["held_out_head_1_loss"]
 

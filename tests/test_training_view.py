@@ -17,7 +17,10 @@ SHARED = 4
 
 def _model(prefix_length=3, **kwargs) -> MTPCausalLM:
     model = MTPCausalLM(
-        tiny.backbone(), prefix_length=prefix_length, heads=[TransformerHead(), LinearHead()], **kwargs
+        tiny.backbone(num_layers=2),
+        prefix_length=prefix_length,
+        heads=[TransformerHead(), LinearHead()],
+        **kwargs,
     )
     rng = np.random.default_rng(3)
     model.heads[1].dense.kernel.assign(rng.normal(0, 0.1, (32, 32)))

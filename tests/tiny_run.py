@@ -12,7 +12,7 @@ def write_inputs(folder: Path) -> None:
     for split, numbers in (("train", range(40)), ("test", range(40, 45))):
         rows = [{"question": f"{n} + 1?", "answer": f"<<{n}+1={n + 1}>>\n#### {n + 1}"} for n in numbers]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    write_tiny_gguf(folder / "tiny.gguf")
+    write_tiny_gguf(folder / "tiny.gguf", num_layers=2)
 
 
 def settings(folder: Path) -> dict:

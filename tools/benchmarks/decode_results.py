@@ -6,8 +6,8 @@ from statistics import median
 from typing import Any
 
 from tools.benchmarks.decoded import Case, Decoded, System
+from tools.benchmarks.worker import OURS
 
-OURS = "keras_mtp"
 WIDTHS = {"float32": 4, "bfloat16": 2}  # bytes
 # Every read bandwidth measured between a group's turns at a case, in bytes per second.
 Ceilings = Mapping[tuple[int, Case], Sequence[float]]

@@ -8,10 +8,11 @@ from rich.console import Console
 
 from tools.benchmarks import machine
 from tools.benchmarks.bandwidth import ENOUGH, ReadBandwidth
-from tools.benchmarks.decode_results import OURS, WIDTHS, Measured
+from tools.benchmarks.decode_results import WIDTHS, Measured
 from tools.benchmarks.decoded import Case, System, Workload
 from tools.benchmarks.decoders import MAX_LENGTH, serve
 from tools.benchmarks.process import Process, Together
+from tools.benchmarks.worker import OURS
 
 PEERS = {"transformers": "torch", "llama_cpp": "llama.cpp"}  # and what they run on
 Group = list[System]

@@ -35,8 +35,9 @@ def make_decoder(model, mode: str, new_tokens: int) -> Callable[[Prompts], Decod
 
 
 def _head_bytes(model) -> int:
-    """What a pass reads for drafting: the heads, and the unembedding once more."""
+    """What a pass reads for drafting: the heads, and the unembedding for every group of drafts that is named at once."""
     weights = [variable for head in model.heads for variable in head.variables]
     embedding = model.backbone.token_embedding
-    values = sum(math.prod(v.shape) for v in weights) + embedding.input_dim * embedding.output_dim
+    groups = 1 + sum(head.reads_tokens for head in model.heads[1:])
+    values = sum(math.prod(v.shape) for v in weights) + groups * embedding.input_dim * embedding.output_dim
     return values * WIDTHS[embedding.compute_dtype]
