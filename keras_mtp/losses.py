@@ -101,18 +101,16 @@ def score_rows(y_true, y_pred, sample_weight, unembedding, chunk_rows: int = CHU
     kernel, tied = unembedding_kernel(unembedding, hidden.dtype), unembedding.tie_weights
     rows = _Rows(hidden, targets, weights, chunk_rows)
 
-    def body(i, sums):
+    def body(i, found):
         chunk = rows.chunk(i)
         nats, _, _, logits = _chunk_softmax(chunk, kernel, tied)
         hits = ops.cast(ops.equal(ops.cast(ops.argmax(logits, axis=-1), "int32"), chunk.targets), "float32")
-        return tuple(
-            ops.slice_update(s, [i * chunk_rows], v) for s, v in zip(sums, (nats, hits), strict=True)
-        )
+        return tuple(chunk.put(old, new) for old, new in zip(found, (nats, hits), strict=True))
 
-    zeros = ops.zeros((rows.padded,), "float32")
-    nats, hits = ops.fori_loop(0, rows.chunks, body, (zeros, zeros))
+    nothing = ops.zeros_like(weights)
+    nats, hits = ops.fori_loop(0, rows.chunks, body, (nothing, nothing))
     scored = ops.cast(weights > 0, "float32")
-    return tuple(ops.reshape(rows.unsort(v) * scored, ops.shape(y_true)) for v in (nats, hits))
+    return tuple(ops.reshape(values * scored, ops.shape(y_true)) for values in (nats, hits))
 
 
 def _as_rows(y_true, y_pred, sample_weight):
@@ -126,42 +124,45 @@ def _as_rows(y_true, y_pred, sample_weight):
 
 
 class _Chunk(NamedTuple):
-    """C rows: hidden (C, D), targets (C,), weights (C,)."""
+    """C rows: their places (C,) among the N, hidden (C, D), targets (C,), weights (C,), and weights that add up: 0 for rows
+    that the chunk before has had already."""
 
+    index: Any
     hidden: Any
     targets: Any
     weights: Any
+    new_weights: Any
+
+    def put(self, values, new):
+        """`values` (N, ...) with `new` (C, ...) in the rows' places."""
+        return ops.scatter_update(values, ops.expand_dims(self.index, -1), new)
 
 
 class _Rows:
     """N rows in the order "with weight first", to be read `size` at a time.
 
-    The order is padded by one chunk, so that the last slice never runs over the end, where JAX and TensorFlow would
-    clamp it silently.
+    A last chunk that would run over the end begins earlier, and has rows of the one before once more: so what is made for
+    a row goes straight to its place in N rows, and no second N x D tensor is needed to bring them back in order.
     """
 
     def __init__(self, hidden, targets, weights, size: int):
-        count = ops.shape(hidden)[0]
-        index = ops.arange(0, count, dtype="int32")
+        self.count = ops.shape(hidden)[0]
+        index = ops.arange(0, self.count, dtype="int32")
         unlabelled = ops.cast(weights <= 0, "int32")
-        self.order = ops.argsort(
-            unlabelled * count + index
-        )  # a key without ties: the same order on every backend
-        self.hidden, self.targets, self.weights, self.size = hidden, targets, weights, size
-        self.padded = count + size
-        self.padded_order = ops.concatenate([ops.cast(self.order, "int32"), ops.zeros((size,), "int32")])
-        self.labelled = count - ops.sum(unlabelled)
-        self.chunks = (self.labelled + size - 1) // size
+        # A key without ties: the same order on every backend.
+        self.order = ops.cast(ops.argsort(unlabelled * self.count + index), "int32")
+        self.hidden, self.targets, self.weights = hidden, targets, weights
+        self.size = min(size, self.count) if isinstance(self.count, int) else ops.minimum(size, self.count)
+        self.chunks = (self.count - ops.sum(unlabelled) + self.size - 1) // self.size
 
     def chunk(self, i) -> _Chunk:
-        index = ops.slice(self.padded_order, [i * self.size], [self.size])
-        inside = ops.cast(i * self.size + ops.arange(0, self.size, dtype="int32") < self.labelled, "float32")
-        weights = ops.take(self.weights, index, axis=0) * inside
-        return _Chunk(ops.take(self.hidden, index, axis=0), ops.take(self.targets, index, axis=0), weights)
-
-    def unsort(self, values):
-        """(N + size, ...) in this order -> (N, ...) in the original one."""
-        return ops.take(values, ops.argsort(self.order), axis=0)
+        start = ops.minimum(i * self.size, self.count - self.size)
+        index = ops.slice(self.order, [start], [self.size])
+        hidden, targets, weights = (
+            ops.take(x, index, axis=0) for x in (self.hidden, self.targets, self.weights)
+        )
+        new = start + ops.arange(0, self.size, dtype="int32") >= i * self.size
+        return _Chunk(index, hidden, targets, weights, weights * ops.cast(new, "float32"))
 
 
 def _chunk_softmax(chunk: _Chunk, kernel, tied: bool):
@@ -190,27 +191,25 @@ def _weighted_nats(hidden, kernel, targets, weights, tied: bool, trained: bool, 
             loss, d_hidden, d_kernel = state
             chunk = rows.chunk(i)
             nats, powers, total, _ = _chunk_softmax(chunk, kernel, tied)
-            scale = ops.expand_dims(chunk.weights, -1) / total
+            weight = ops.expand_dims(chunk.weights, -1)
             d_rows = backend.matmul(ops.cast(powers, kernel.dtype), kernel, transpose_b=not tied)
-            d_rows = scale * ops.cast(d_rows, "float32")
             target_rows = ops.take(kernel, chunk.targets, axis=0 if tied else 1)
             target_rows = ops.cast(target_rows if tied else ops.transpose(target_rows), "float32")
-            d_rows = d_rows - ops.expand_dims(chunk.weights, -1) * target_rows
+            d_rows = weight / total * ops.cast(d_rows, "float32") - weight * target_rows
             if trained:
-                d_kernel = d_kernel + _kernel_gradient(chunk, powers * scale, tied)
+                d_kernel = d_kernel + _kernel_gradient(chunk, powers / total, tied)
             return (
-                loss + ops.sum(nats * chunk.weights),
-                ops.slice_update(d_hidden, [i * size, 0], ops.cast(d_rows, hidden.dtype)),
+                loss + ops.sum(nats * chunk.new_weights),
+                chunk.put(d_hidden, ops.cast(d_rows, hidden.dtype)),
                 d_kernel,
             )
 
         start = (
             ops.zeros((), "float32"),
-            ops.zeros((rows.padded, hidden.shape[-1]), hidden.dtype),
+            ops.zeros_like(hidden),
             ops.zeros(kernel.shape if trained else (), "float32"),
         )
         loss, d_hidden, d_kernel = ops.fori_loop(0, rows.chunks, body, start)
-        d_hidden = rows.unsort(d_hidden)
 
         def gradient(*args, upstream=None):
             # torch passes `upstream` by name, after the inputs; JAX and TensorFlow pass it alone.
@@ -224,9 +223,9 @@ def _weighted_nats(hidden, kernel, targets, weights, tied: bool, trained: bool, 
     return forward(hidden, kernel)
 
 
-def _kernel_gradient(chunk: _Chunk, weighted_softmax, tied: bool):
+def _kernel_gradient(chunk: _Chunk, softmax, tied: bool):
     """One chunk's gradient for a trained unembedding, in float32 and the kernel's own shape."""
-    hot = ops.one_hot(chunk.targets, weighted_softmax.shape[-1], dtype="float32")
-    d_logits = weighted_softmax - hot * ops.expand_dims(chunk.weights, -1)
+    hot = ops.one_hot(chunk.targets, softmax.shape[-1], dtype="float32")
+    d_logits = (softmax - hot) * ops.expand_dims(chunk.new_weights, -1)
     hidden = ops.cast(chunk.hidden, "float32")
     return ops.einsum("nv,nd->vd" if tied else "nv,nd->dv", d_logits, hidden)
