@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from keras_mtp import backend
 from keras_mtp.generation.attention import CHUNK
 from keras_mtp.generation.cached_forward import CachedForward
 from keras_mtp.generation.drafting import drafted
@@ -73,30 +74,33 @@ def test_drafts_are_what_the_heads_say_of_the_text_and_the_drafts_before(kinds):
     model = _model(4, [kind() for kind in kinds])
     _draw(model.heads)
     forward = CachedForward(model, heads=True)
-    weights = forward.weights()
-    ids = tiny.token_ids(1, 12)[0]
-    for certain in (1, 5, 12):  # from the first token on; the slots behind hold something else
-        text = list(ids[:certain])
-        in_slots = np.full((1, CHUNK, 1), 3, "int32")
-        in_slots[0, 4 : 4 + certain, 0] = text
-        cache = forward.read_prefix(forward.empty_cache(1, CHUNK))
-        if certain > 1:
-            _, cache = forward.step(weights, ids[None, : certain - 1], _start(4), cache)
-            for (
-                k
-            ) in forward.far:  # as while the prompt was read: with another token in the certain one's place
-                wrong = in_slots.copy()
-                wrong[0, 4 + certain - 1 :] = 9
-                _, cache = forward.head(
-                    k, weights, ops.convert_to_tensor(wrong), _start(4), certain - 1, cache
-                )
-        found, _ = drafted(forward, weights, ops.convert_to_tensor(in_slots), _start(4 + certain - 1), cache)
-        if certain == 1:
-            continue  # what the prefix's last place says no model output shows; that it does not fail is enough
+    ids = tiny.token_ids(1, 12)
+
+    def read(in_slots, cache):
+        weights = forward.weights()
+        _, cache = forward.step(weights, ids, _start(4), cache)
         for k in forward.far:
-            said = ops.convert_to_numpy(model(np.array([text + [0] * 4], "int32"))[f"head_{k}"])
-            text.append(int(said[0, certain - 2].argmax()))
-        assert ops.convert_to_numpy(found)[0, 4 : 4 + len(text), 0].tolist() == text
+            _, cache = forward.head(k, weights, in_slots, _start(4), 12, cache)
+        return cache
+
+    def draft(in_slots, at, cache):
+        return drafted(forward, forward.weights(), in_slots, at, cache)[0]
+
+    read, draft = (backend.compiled(function, model.variables, xla=True) for function in (read, draft))
+    for certain in (2, 5, 12):  # what is read behind that place is to be forgotten
+        in_slots = np.full((1, CHUNK, 1), 9, "int32")
+        in_slots[0, 4 : 4 + certain - 1, 0] = ids[0, : certain - 1]
+        # As while a prompt is read: what comes after it is not known, and something else stands there.
+        cache = read(in_slots, forward.read_prefix(forward.empty_cache(1, CHUNK)))
+        in_slots[0, 4 + certain - 1] = ids[0, certain - 1]
+        found = ops.convert_to_numpy(draft(in_slots, np.array([4 + certain - 1], "int32"), cache))
+        text = np.zeros((1, 20), "int32")
+        text[0, :certain] = ids[0, :certain]
+        for k in forward.far:
+            said = ops.convert_to_numpy(model(text)[f"head_{k}"])
+            text[0, certain + k - 2] = said[0, certain - 2].argmax()
+        drafts = certain + len(kinds)
+        np.testing.assert_array_equal(found[0, 4 : 4 + drafts, 0], text[0, :drafts])
 
 
 def test_attention_over_several_chunks_and_up_to_the_last_slot():
