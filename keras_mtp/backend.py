@@ -153,12 +153,7 @@ def compiled(function: Callable, variables: Sequence, *, xla: bool = False) -> C
         import tensorflow as tf
 
         traced = tf.function(function, autograph=False, jit_compile=xla or None)
-
-        def run(*arguments):
-            with forgotten_gradients():
-                return traced(*keras.tree.map_structure(tf.convert_to_tensor, arguments))
-
-        return run
+        return lambda *arguments: traced(*keras.tree.map_structure(tf.convert_to_tensor, arguments))
     import torch
 
     def without_gradients(*arguments):
@@ -166,30 +161,6 @@ def compiled(function: Callable, variables: Sequence, *, xla: bool = False) -> C
             return function(*keras.tree.map_structure(keras.ops.convert_to_tensor, arguments))
 
     return without_gradients
-
-
-@contextlib.contextmanager
-def forgotten_gradients() -> Iterator[None]:
-    """What TensorFlow traces inside may be freed afterwards; no gradient is to be taken through it later.
-
-    TensorFlow registers every operation with a gradient of its own (`silu`, an optimizer's reduction), and through it the
-    whole traced function, for the life of the process: a few trainings in one process were gigabytes.
-    test_backend.py::test_upstream_still_keeps_what_it_traced fails once TensorFlow forgets by itself.
-    """
-    import keras
-
-    if keras.config.backend() != "tensorflow":
-        yield
-        return
-    from tensorflow.python.framework import ops  # the registry is not exported
-
-    registry = ops.gradient_registry._registry
-    before = set(registry)
-    try:
-        yield
-    finally:
-        for name in registry.keys() - before:
-            del registry[name]
 
 
 def fused(function: Callable) -> Callable:

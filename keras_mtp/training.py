@@ -194,15 +194,14 @@ def _fit(stage: Stage, batches: Batches, model: MTPCausalLM, callbacks) -> None:
         for name in stage.loss_weights
     }
     stage.view.compile(optimizer=stage.optimizer, loss=losses, loss_weights=stage.loss_weights)
-    with backend.forgotten_gradients():
-        stage.view.fit(
-            backend.fit_input(batches),
-            steps_per_epoch=stage.evaluate_every * batches.accumulation,
-            epochs=-(-stage.steps // stage.evaluate_every),
-            callbacks=callbacks,
-            verbose=0,
-            shuffle=False,
-        )
+    stage.view.fit(
+        backend.fit_input(batches),
+        steps_per_epoch=stage.evaluate_every * batches.accumulation,
+        epochs=-(-stage.steps // stage.evaluate_every),
+        callbacks=callbacks,
+        verbose=0,
+        shuffle=False,
+    )
 
 
 def _set_trainable(model: MTPCausalLM, *, prefix: bool, heads: Sequence[MTPHead]) -> None:

@@ -1,10 +1,7 @@
 """Each test process runs on one backend, KERAS_BACKEND; it is chosen here, before a test imports Keras."""
 
-import gc
 import os
 from pathlib import Path
-
-import pytest
 
 from keras_mtp import backend
 
@@ -15,14 +12,3 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 backend.select()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _tidy():
-    """A module leaves nothing behind: what its tests trace and compile is gigabytes, freed once and not looked for again
-    and again while they run."""
-    gc.disable()
-    with backend.forgotten_gradients():
-        yield
-    gc.enable()
-    gc.collect()

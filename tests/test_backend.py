@@ -1,8 +1,6 @@
-import gc
 import os
 import subprocess
 import sys
-import weakref
 from pathlib import Path
 
 import keras
@@ -131,27 +129,3 @@ def test_where_torch_cannot_compile_a_warning_says_so_and_training_goes_on():
     with pytest.warns(UserWarning, match="runs uncompiled: no C\\+\\+ compiler$"):
         assert float(function(torch.tensor(1.0))) == 2
     assert float(function(torch.tensor(2.0))) == 3  # and it warns once
-
-
-def _traced_graph():
-    """A weak reference to what TensorFlow traced of a function that has been dropped."""
-    import tensorflow as tf
-
-    traced = tf.function(lambda x: tf.nn.silu(x)).get_concrete_function(tf.TensorSpec((2,), "float32"))
-    return weakref.ref(traced.graph)
-
-
-@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="only TensorFlow registers gradients")
-def test_traced_functions_are_freed_where_gradients_are_forgotten():
-    with backend.forgotten_gradients():
-        graph = _traced_graph()
-    gc.collect()
-    assert graph() is None
-
-
-@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="only TensorFlow registers gradients")
-def test_upstream_still_keeps_what_it_traced():
-    """If this fails, `backend.forgotten_gradients` can go."""
-    graph = _traced_graph()
-    gc.collect()
-    assert graph() is not None
