@@ -157,7 +157,7 @@ class HeadsRecipe(_Table):
     kind: str = field(
         "transformer",
         "transformer: a decoder block beside the last one. sequential: the same, and it sees the token before the one it "
-        "predicts, so it drafts better. linear: a square matrix on the last state.",
+        "predicts: when it drafts, the draft before its own. linear: a square matrix on the last state.",
         choices=("transformer", "sequential", "linear"),
     )
     purpose: str = field(

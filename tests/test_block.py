@@ -1,10 +1,10 @@
-"""`apply_block` against keras-hub's own call, whose private names it relies on."""
+"""`run_block` against keras-hub's own call, whose private names it relies on."""
 
 import numpy as np
 import pytest
 from keras import ops
 
-from keras_mtp.layers.block import Rotation, apply_block, grouped_attention
+from keras_mtp.layers.block import BlockWeights, Rotation, grouped_attention, run_block
 from tests import tiny
 
 
@@ -33,7 +33,9 @@ def test_a_block_computes_what_keras_hub_computes(rope):
         visible = ops.convert_to_tensor(_causal(9))
         return grouped_attention(query, key, value, visible, block._self_attention_layer._inv_norm_factor)
 
-    ours = apply_block(block, ops.convert_to_tensor(x), Rotation(block, np.arange(9)[None]), attend)
+    ours = run_block(
+        BlockWeights.of(block), ops.convert_to_tensor(x), Rotation(block, np.arange(9)[None]), attend
+    )
     np.testing.assert_allclose(
         ops.convert_to_numpy(ours), ops.convert_to_numpy(block(x)), rtol=1e-6, atol=5e-6
     )
@@ -54,7 +56,9 @@ def test_lora_on_a_block_is_applied():
             query, key, value, ops.convert_to_tensor(_causal(5)), attention._inv_norm_factor
         )
 
-    ours = apply_block(block, ops.convert_to_tensor(x), Rotation(block, np.arange(5)[None]), attend)
+    ours = run_block(
+        BlockWeights.of(block), ops.convert_to_tensor(x), Rotation(block, np.arange(5)[None]), attend
+    )
     np.testing.assert_allclose(
         ops.convert_to_numpy(ours), ops.convert_to_numpy(block(x)), rtol=1e-4, atol=1e-4
     )

@@ -186,8 +186,9 @@ class _Run:
 
 
 def at_slots(buffer, start, width: int):
-    """(B, S, E) -> (B, R, E): of every row the R = `width` slots from `start` (B,) on."""
-    return ops.take_along_axis(buffer, _positions(start, width)[:, :, None], axis=1)
+    """(B, S) -> (B, R), or (B, S, E) -> (B, R, E): of every row the R = `width` slots from `start` (B,) on."""
+    places = _positions(start, width)
+    return ops.take_along_axis(buffer, places if len(buffer.shape) == 2 else places[:, :, None], axis=1)
 
 
 def _positions(start, width: int):

@@ -81,10 +81,10 @@ class Decoding:
 
     def _first(self, state, stop_ids, uniforms, rows: Rows, cache: Cache):
         """The first token of every answer, from the state at the prompt's last one."""
-        said = self.choose(self.forward.logits(state), _following(uniforms, rows.at, 1))
+        said = self.choose(self.forward.logits(state), at_slots(uniforms, rows.at + 1, 1))
         advanced = self._advanced(rows, said, ops.zeros_like(rows.at), stop_ids)
         rows = advanced._replace(histogram=rows.histogram)  # it cost no pass
-        return self._drafted(self.forward.weights(), rows, cache)
+        return self._drafted(self.forward.weights(), rows, cache) if self.forward.heads else (rows, cache)
 
     def _passes(self, budget, stop_ids, uniforms, rows: Rows, cache: Cache):
         """Up to `budget` passes; fewer if all rows have ended, or if one has come near the end of the cache."""
@@ -107,10 +107,12 @@ class Decoding:
         batch_size, width, size = states.shape
         logits = self.forward.logits(ops.reshape(states, (batch_size * width, size)))
         # All R are chosen, then cut, for the same reason for which R are computed.
-        said = self.choose(ops.reshape(logits, (batch_size, width, -1)), _following(uniforms, rows.at, width))
+        said = self.choose(
+            ops.reshape(logits, (batch_size, width, -1)), at_slots(uniforms, rows.at + 1, width)
+        )
         said, drafts = said[:, : self.said_per_pass], token_ids[:, 1 : self.said_per_pass]
         rows = self._advanced(rows, said, agreeing(drafts, said), stop_ids)
-        return self._drafted(weights, rows, cache)
+        return self._drafted(weights, rows, cache) if self.forward.heads else (rows, cache)
 
     def _advanced(self, rows: Rows, said, right, stop_ids) -> Rows:
         """`rows` with what a pass said in it."""
@@ -124,13 +126,5 @@ class Decoding:
         )
 
     def _drafted(self, weights: Weights, rows: Rows, cache: Cache):
-        if not self.forward.heads:
-            return rows, cache
         ids, cache = drafted(self.forward, weights, rows.ids, rows.at, cache)
         return rows._replace(ids=ids), cache
-
-
-def _following(uniforms, at, count: int):
-    """The uniforms (B, count) of the places behind `at`."""
-    places = at[:, None] + 1 + ops.arange(count, dtype="int32")[None]
-    return ops.take_along_axis(uniforms, places, axis=1)

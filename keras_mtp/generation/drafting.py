@@ -10,7 +10,7 @@ so nothing here has to be exact.
 from keras import ops
 
 from keras_mtp import backend
-from keras_mtp.generation.cached_forward import Cache, CachedForward, Weights
+from keras_mtp.generation.cached_forward import Cache, CachedForward, Weights, at_slots
 
 
 def drafted(forward: CachedForward, weights: Weights, ids, at, cache: Cache):
@@ -29,14 +29,13 @@ def drafted(forward: CachedForward, weights: Weights, ids, at, cache: Cache):
     # The places that the last pass has read, at most K, and K - 2 that a head has read with a draft for a token.
     width = 2 * len(forward.heads)
     start = ops.maximum(at - width, 0)
-    last = (at - 1 - start)[:, None, None]
     unnamed: list = []  # states of the heads up to here that have not been asked for a token
 
     for k, head in zip(forward.far, forward.heads, strict=True):
         if head.reads_tokens:
             ids, unnamed = _named(forward, unnamed, ids, at + k - 1), []
         states, cache = forward.head(k, weights, ids, start, width, cache)
-        unnamed.append(ops.take_along_axis(states, last, axis=1))
+        unnamed.append(at_slots(states, at - 1 - start, 1))
     return _named(forward, unnamed, ids, at + 1 + len(forward.heads)), cache
 
 

@@ -95,13 +95,11 @@ def _matrix(dense, inputs: int):
     return ops.reshape(kernel, (math.prod(kernel.shape[:inputs]), -1))
 
 
-def apply_block(block, x, rotation: Rotation, attend: Attend):
-    """What `block(x)` computes, (B, N, D) -> (B, N, D), with `attend` in place of its attention."""
-    return run_block(BlockWeights.of(block), x, rotation, attend)
-
-
 def run_block(weights: BlockWeights, x, rotation: Rotation, attend: Attend):
-    """The block itself, of tensors alone: what `backend.fused` can take."""
+    """What the block computes, (B, N, D) -> (B, N, D), with `attend` in place of its attention.
+
+    Of tensors alone: what `backend.fused` can take.
+    """
     shape = tuple(ops.shape(x)[:2])
 
     def project(h, weight):
