@@ -253,6 +253,54 @@ def write_rows(buffer, new, start):
     return write(0, buffer) if rows == 1 else ops.fori_loop(0, rows, write, buffer)
 
 
+def put_rows(values, index, new):
+    """`values` with `new` in some of its rows; torch changes `values` itself.
+
+    Args:
+        values: (N, ...). index: int tensor (C,), no place twice. new: (C, ...).
+    """
+    import keras
+    from keras import ops
+
+    if keras.config.backend() == "torch":
+        return values.index_copy_(0, index.long(), new)
+    return ops.scatter_update(values, ops.expand_dims(index, -1), new)
+
+
+def exp_of_difference(a, b):
+    """`exp(a - b)`; torch, which would hold three tensors of that size, makes it in `a`, not to be used again.
+
+    Args:
+        a: (N, M). b: (N, 1).
+    """
+    import keras
+    from keras import ops
+
+    if keras.config.backend() == "torch":
+        return a.sub_(b).exp_()
+    return ops.exp(a - b)
+
+
+def scaled_once(gradient, factor):
+    """`gradient * factor`, for a gradient that was made ahead of the backward pass; torch makes it in `gradient`.
+
+    torch keeps `gradient` until the whole graph is freed: a product beside it would cost every head its size again.
+
+    Raises:
+        RuntimeError: torch, a second backward pass through the same graph.
+    """
+    import keras
+
+    if keras.config.backend() != "torch":
+        return gradient * factor
+    if getattr(gradient, "is_scaled", False):
+        raise RuntimeError(
+            "This loss allows one backward pass: it scales its gradient in place. Compute it again."
+        )
+    gradient.is_scaled = True
+    return gradient.mul_(factor)
+
+
 def matmul(a, b, *, transpose_b: bool = False):
     """`a @ b`, or `a @ b.T` without a copy of `b`, which TensorFlow's transpose and torch's einsum would make.
 
@@ -282,12 +330,35 @@ def _jax_compiled(function: Callable, variables: Sequence) -> Callable:
     return lambda *arguments: stateless([v.value for v in variables], *arguments)
 
 
+def build_for_fit(model, widths: dict[str, int]) -> None:
+    """Makes the variables of a compiled model's optimizer and losses before `fit`, where `fit` would make them too late.
+
+    TensorFlow: Keras 3.15 makes them while the step is being traced, and TensorFlow then traces the step once more, half
+    of the time until it runs. test_training.py::test_a_step_is_traced_once pins it.
+
+    Args:
+        model: compiled, not yet fitted. widths: {output's name: size of its last axis}; outputs are (B, T, size).
+    """
+    import keras
+    from keras import ops
+
+    if keras.config.backend() != "tensorflow":
+        return
+    model.optimizer.build(model.trainable_variables)
+    model.compute_loss(
+        y={name: ops.zeros((1, 1), "int32") for name in widths},
+        y_pred={name: ops.zeros((1, 1, size), model.compute_dtype) for name, size in widths.items()},
+        sample_weight={name: ops.ones((1, 1)) for name in widths},
+    )
+
+
 def fit_input(batches):
     """A `PyDataset` of (ids, targets, weights) as `Model.fit` should get it.
 
     TensorFlow: Keras 3.15 fixes the tensor shapes after the first two batches (keras/src/trainers/data_adapters/
     py_dataset_adapter.py, NUM_BATCHES_FOR_TENSOR_SPEC), and a third of another length fails. So it gets a
     `tf.data.Dataset` with free lengths; test_training.py::test_upstream_still_fixes_shapes fails once that is right.
+    Its tuning is off: there is nothing to tune, and the end of a tuned iterator often waits 10 s for the tuner to wake up.
     """
     import keras
 
@@ -299,4 +370,7 @@ def fit_input(batches):
         lambda array: tf.TensorSpec((None,) * array.ndim, array.dtype), batches[0]
     )
     dataset = tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=signature)
-    return dataset.apply(tf.data.experimental.assert_cardinality(batches.num_batches)).prefetch(2)
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(batches.num_batches)).prefetch(2)
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)

@@ -103,12 +103,14 @@ def score_rows(y_true, y_pred, sample_weight, unembedding, chunk_rows: int = CHU
 
     def body(i, found):
         chunk = rows.chunk(i)
-        nats, _, _, logits = _chunk_softmax(chunk, kernel, tied)
-        hits = ops.cast(ops.equal(ops.cast(ops.argmax(logits, axis=-1), "int32"), chunk.targets), "float32")
+        logits = _logits(chunk, kernel, tied)
+        likeliest = ops.cast(ops.argmax(logits, axis=-1), "int32")
+        hits = ops.cast(ops.equal(likeliest, chunk.targets), "float32")
+        nats, _, _ = _softmax(logits, chunk.targets)
         return tuple(chunk.put(old, new) for old, new in zip(found, (nats, hits), strict=True))
 
-    nothing = ops.zeros_like(weights)
-    nats, hits = ops.fori_loop(0, rows.chunks, body, (nothing, nothing))
+    start = ops.zeros_like(weights), ops.zeros_like(weights)
+    nats, hits = ops.fori_loop(0, rows.chunks, body, start)
     scored = ops.cast(weights > 0, "float32")
     return tuple(ops.reshape(values * scored, ops.shape(y_true)) for values in (nats, hits))
 
@@ -134,8 +136,8 @@ class _Chunk(NamedTuple):
     new_weights: Any
 
     def put(self, values, new):
-        """`values` (N, ...) with `new` (C, ...) in the rows' places."""
-        return ops.scatter_update(values, ops.expand_dims(self.index, -1), new)
+        """`values` (N, ...) with `new` (C, ...) in the rows' places; torch changes `values` itself."""
+        return backend.put_rows(values, self.index, new)
 
 
 class _Rows:
@@ -165,14 +167,18 @@ class _Rows:
         return _Chunk(index, hidden, targets, weights, weights * ops.cast(new, "float32"))
 
 
-def _chunk_softmax(chunk: _Chunk, kernel, tied: bool):
-    """Nats (C,), unnormalised probabilities (C, V) in float32, their sums (C, 1), and logits (C, V) of one chunk."""
-    logits = ops.cast(backend.matmul(chunk.hidden, kernel, transpose_b=tied), "float32")
+def _logits(chunk: _Chunk, kernel, tied: bool):
+    """Logits (C, V) of one chunk, in float32."""
+    return ops.cast(backend.matmul(chunk.hidden, kernel, transpose_b=tied), "float32")
+
+
+def _softmax(logits, targets):
+    """Nats (C,), unnormalised probabilities (C, V) and their sums (C, 1); `logits` (C, V) are not to be used again."""
     largest = ops.max(logits, axis=-1, keepdims=True)
-    powers = ops.exp(logits - largest)
+    target = ops.take_along_axis(logits, ops.expand_dims(targets, -1), axis=-1)
+    powers = backend.exp_of_difference(logits, largest)
     total = ops.sum(powers, axis=-1, keepdims=True)
-    target = ops.take_along_axis(logits, ops.expand_dims(chunk.targets, -1), axis=-1)
-    return ops.squeeze(ops.log(total) + largest - target, -1), powers, total, logits
+    return ops.squeeze(ops.log(total) + largest - target, -1), powers, total
 
 
 def _weighted_nats(hidden, kernel, targets, weights, tied: bool, trained: bool, size: int):
@@ -190,7 +196,7 @@ def _weighted_nats(hidden, kernel, targets, weights, tied: bool, trained: bool, 
         def body(i, state):
             loss, d_hidden, d_kernel = state
             chunk = rows.chunk(i)
-            nats, powers, total, _ = _chunk_softmax(chunk, kernel, tied)
+            nats, powers, total = _softmax(_logits(chunk, kernel, tied), chunk.targets)
             weight = ops.expand_dims(chunk.weights, -1)
             d_rows = backend.matmul(ops.cast(powers, kernel.dtype), kernel, transpose_b=not tied)
             target_rows = ops.take(kernel, chunk.targets, axis=0 if tied else 1)
@@ -215,7 +221,7 @@ def _weighted_nats(hidden, kernel, targets, weights, tied: bool, trained: bool, 
             # torch passes `upstream` by name, after the inputs; JAX and TensorFlow pass it alone.
             if upstream is None:
                 (upstream,) = args
-            to_hidden = ops.cast(upstream, d_hidden.dtype) * d_hidden
+            to_hidden = backend.scaled_once(d_hidden, ops.cast(upstream, d_hidden.dtype))
             return to_hidden, ops.cast(upstream * d_kernel, kernel.dtype) if trained else None
 
         return loss, gradient

@@ -194,6 +194,7 @@ def _fit(stage: Stage, batches: Batches, model: MTPCausalLM, callbacks) -> None:
         for name in stage.loss_weights
     }
     stage.view.compile(optimizer=stage.optimizer, loss=losses, loss_weights=stage.loss_weights)
+    backend.build_for_fit(stage.view, dict.fromkeys(losses, stage.view.backbone.hidden_dim))
     stage.view.fit(
         backend.fit_input(batches),
         steps_per_epoch=stage.evaluate_every * batches.accumulation,

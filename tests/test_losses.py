@@ -192,3 +192,14 @@ def test_score_rows_counts_nats_and_hits_per_position():
 def test_arguments_out_of_range(arguments, message):
     with pytest.raises(ValueError, match=message):
         LinearCrossEntropy(_unembedding(3, 2, True), **arguments)
+
+
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="only torch scales a gradient in place")
+def test_a_second_backward_pass_is_refused_and_not_wrong():
+    layer = _unembedding(30, 8, True)
+    hidden, targets, weights = _draw(np.random.default_rng(5), 3, 7, 8, 30)
+    hidden = ops.convert_to_tensor(hidden).requires_grad_()
+    loss = 3.0 * LinearCrossEntropy(layer)(targets, hidden, weights)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="one backward pass"):
+        loss.backward()

@@ -56,8 +56,36 @@ def _prefix(model) -> np.ndarray:
     return tiny.arrays([model.prefix_embedding.embeddings])[0]
 
 
-def test_both_stages_lower_the_loss(tmp_path):
-    rows = _train(_model(TransformerHead()), tmp_path)
+class Watch(keras.callbacks.Callback):
+    """Prefix and head at the beginning of every stage, and how often TensorFlow or JAX traced a step."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.mtp_model, self.at_start, self.traced = model, [], 0
+
+    def on_train_begin(self, logs=None):
+        self.at_start.append((_prefix(self.mtp_model), tiny.arrays(self.mtp_model.heads[0].variables)))
+        call = self.model.call
+
+        def counted(*arguments, **options):
+            self.traced += 1
+            return call(*arguments, **options)
+
+        self.model.call = counted
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["heads frozen", "heads trained"])
+def both_stages(request, tmp_path_factory):
+    """A whole training, shared by the tests that look at it: `(freeze, model, backbone's start, watch, rows)`."""
+    model = _model(TransformerHead())
+    backbone, watch = tiny.arrays(model.backbone.variables), Watch(model)
+    folder = tmp_path_factory.mktemp("training")
+    rows = _train(model, folder, callbacks=[watch], heads__freeze=request.param)
+    return request.param, model, backbone, watch, rows
+
+
+def test_both_stages_lower_the_loss(both_stages):
+    *_, rows = both_stages
     warmup = [row for row in rows if row["stage"] == "warmup"]
     joint = [row for row in rows if row["stage"] == "joint"]
     assert [row["step"] for row in warmup] == [1, 2, 3, 4, 5]
@@ -68,15 +96,52 @@ def test_both_stages_lower_the_loss(tmp_path):
     assert evaluated[20] < evaluated[0] - 0.3
 
 
-def test_no_warning_when_the_last_stretch_is_shorter(tmp_path):
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="Your input ran out of data")
-        _train(_model(), tmp_path, heads__count=0)
+def test_frozen_weights_keep_every_byte_and_the_others_move(both_stages):
+    _, model, backbone, watch, _ = both_stages
+    for value, old in zip(tiny.arrays(model.backbone.variables), backbone, strict=True):
+        assert value.tobytes() == old.tobytes()
+    prefix, head = watch.at_start[0]
+    assert not np.array_equal(_prefix(model), prefix)
+    for value, old in zip(tiny.arrays(model.heads[0].variables), head, strict=True):
+        assert not np.array_equal(value, old), "the warm-up trains every weight of a head"
+
+
+def test_warm_up_leaves_the_prefix_alone_and_freeze_keeps_the_heads(both_stages):
+    freeze, model, _, watch, _ = both_stages
+    (prefix_at_start, head_at_start), (prefix_at_joint, head_at_joint) = watch.at_start
+    np.testing.assert_array_equal(prefix_at_start, prefix_at_joint)
+    assert not np.array_equal(head_at_start[0], head_at_joint[0])
+    for value, old in zip(tiny.arrays(model.heads[0].variables), head_at_joint, strict=True):
+        assert np.array_equal(value, old) == freeze
+
+
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="the second trace is TensorFlow's")
+def test_a_step_is_traced_once(both_stages):
+    *_, watch, _ = both_stages
+    assert watch.traced == len(watch.at_start) == 2
+
+
+def test_accumulation_changes_nothing(both_stages, tmp_path):
+    freeze, whole, _, _, rows = both_stages
+    if freeze:
+        pytest.skip("once is enough")
+    split = _model(TransformerHead())
+    split_rows = _train(split, tmp_path, heads__freeze=False, training__accumulation=2)
+    assert [row["step"] for row in rows] == [row["step"] for row in split_rows]
+    for row, other in zip(rows, split_rows, strict=True):
+        if "head_2_loss" in row:
+            assert row["head_2_loss"] == pytest.approx(other["head_2_loss"], abs=2e-3)
+    np.testing.assert_allclose(_prefix(whole), _prefix(split), atol=5e-3)
 
 
 def test_a_steps_loss_is_exact_not_a_running_mean(tmp_path):
+    """TensorBoard looks on, and Keras does not warn of the last stretch, which is shorter."""
     model = _model()
-    rows = _train(model, tmp_path, training__learning_rate=0.0, heads__count=0)
+    board = keras.callbacks.TensorBoard(str(tmp_path / "board"), write_graph=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Your input ran out of data")
+        rows = _train(model, tmp_path, [board], training__learning_rate=0.0, heads__count=0)
+    assert list((tmp_path / "board").rglob("events*"))
     batches = Batches(tiny.encoded(40), heads=("head_1",), steps=20, batch_size=4, buckets=1)
     view = model.training_view()
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
@@ -133,52 +198,12 @@ def test_heads_for_speed_are_all_that_learns(tmp_path):
 
 
 def test_heads_for_speed_weigh_alike_whatever_the_weight_beside_head_1(tmp_path):
-    models = [_model(TransformerHead(), TransformerHead()) for _ in range(2)]
+    models = [_model(LinearHead(), LinearHead()) for _ in range(2)]
     for model, weight in zip(models, (0.1, 3.0), strict=True):
         changes = {"heads__weight": weight, "training__clip_norm": 0.0, "training__steps": 3}
         _train(model, tmp_path, heads__purpose="speed", heads__freeze=False, heads__count=2, **changes)
     for one, other in zip(*(tiny.arrays(model.trainable_variables) for model in models), strict=True):
         np.testing.assert_array_equal(one, other)
-
-
-@pytest.mark.parametrize("freeze", [True, False])
-def test_frozen_weights_keep_every_byte_and_the_others_move(freeze, tmp_path):
-    model = _model(TransformerHead())
-    frozen = tiny.arrays(model.backbone.variables)
-    prefix, start = _prefix(model), tiny.arrays(model.heads[0].variables)
-    _train(model, tmp_path, heads__freeze=freeze)
-    for value, old in zip(tiny.arrays(model.backbone.variables), frozen, strict=True):
-        assert value.tobytes() == old.tobytes()
-    assert not np.array_equal(_prefix(model), prefix)
-    for value, old in zip(tiny.arrays(model.heads[0].variables), start, strict=True):
-        assert not np.array_equal(value, old), "the warm-up trains every weight of a head"
-
-
-def test_warm_up_leaves_the_prefix_alone_and_freeze_keeps_the_heads(tmp_path):
-    seen = []
-
-    class Watch(keras.callbacks.Callback):
-        def on_train_begin(self, logs=None):
-            seen.append((_prefix(model), tiny.arrays(model.heads[0].variables)))
-
-    model = _model(TransformerHead())
-    _train(model, tmp_path, callbacks=[Watch()], heads__freeze=True)
-    (prefix_at_start, head_at_start), (prefix_at_joint, head_at_joint) = seen
-    np.testing.assert_array_equal(prefix_at_start, prefix_at_joint)
-    assert not np.array_equal(head_at_start[0], head_at_joint[0])
-    for value, old in zip(tiny.arrays(model.heads[0].variables), head_at_joint, strict=True):
-        np.testing.assert_array_equal(value, old)
-
-
-def test_accumulation_changes_nothing(tmp_path):
-    whole, split = _model(TransformerHead()), _model(TransformerHead())
-    rows = _train(whole, tmp_path, heads__freeze=False)
-    split_rows = _train(split, tmp_path, heads__freeze=False, training__accumulation=4)
-    assert [row["step"] for row in rows] == [row["step"] for row in split_rows]
-    for row, other in zip(rows, split_rows, strict=True):
-        if "head_2_loss" in row:
-            assert row["head_2_loss"] == pytest.approx(other["head_2_loss"], abs=2e-3)
-    np.testing.assert_allclose(_prefix(whole), _prefix(split), atol=5e-3)
 
 
 def test_clipping_is_per_group(tmp_path):
@@ -200,12 +225,6 @@ def test_user_callbacks_see_the_held_out_loss_and_can_stop(tmp_path):
     rows = _train(_model(), tmp_path, callbacks=[Stop()], heads__count=0)
     assert len(logs_seen) == 1 and "val_head_1_loss" in logs_seen[0]
     assert rows[-1]["step"] == 8
-
-
-def test_tensorboard_can_be_added(tmp_path):
-    callback = keras.callbacks.TensorBoard(str(tmp_path / "board"), write_graph=False)
-    _train(_model(), tmp_path, callbacks=[callback], heads__count=0)
-    assert list((tmp_path / "board").rglob("events*"))
 
 
 def test_a_model_with_nothing_to_train_is_refused(tmp_path):
