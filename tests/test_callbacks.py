@@ -1,6 +1,9 @@
 """The best weights and the end of patience; `test_training.py` holds the losses that the other callbacks log."""
 
 import dataclasses
+import functools
+import tempfile
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -74,10 +77,15 @@ def _train(folder, **changes):
     return model, trained, losses, snapshots.taken, judge
 
 
-def test_the_kept_weights_are_those_of_the_best_evaluation_bit_for_bit(tmp_path):
-    model, trained, losses, taken, judge = _train(
-        tmp_path, training__keep="best", training__learning_rate=0.1
-    )
+@functools.cache
+def _finished(keep: str) -> tuple:
+    """A whole training that gets worse in the end."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _train(Path(folder), training__keep=keep, training__learning_rate=0.1)
+
+
+def test_the_kept_weights_are_those_of_the_best_evaluation_bit_for_bit():
+    model, trained, losses, taken, judge = _finished("best")
     best = min(losses, key=losses.get)
     assert best not in (0, 20), f"no test of anything: {losses}"
     assert (trained.steps, trained.kept_step) == (20, best)
@@ -88,16 +96,15 @@ def test_the_kept_weights_are_those_of_the_best_evaluation_bit_for_bit(tmp_path)
     assert _iterations(trained) == {best}
 
 
-def test_the_last_weights_are_kept_otherwise(tmp_path):
-    model, trained, _, taken, _ = _train(tmp_path, training__learning_rate=0.7)
+def test_the_last_weights_are_kept_otherwise():
+    model, trained, _, taken, _ = _finished("last")
     assert (trained.steps, trained.kept_step) == (20, 20)
     for value, expected in zip(_trained(model), taken[20], strict=True):
         assert value.tobytes() == expected.tobytes()
 
 
-def test_remembering_changes_nothing_about_the_training(tmp_path):
-    losses = [_train(tmp_path, training__keep=keep)[2] for keep in ("last", "best")]
-    assert losses[0] == losses[1]
+def test_remembering_changes_nothing_about_the_training():
+    assert _finished("last")[2] == _finished("best")[2]
 
 
 def test_the_start_counts_and_patience_ends_a_run_that_gets_no_better(tmp_path):
