@@ -232,8 +232,11 @@ def _optimizer(model: MTPCausalLM, recipe: Recipe, steps: int) -> keras.optimize
     )
 
 
-def _adamw(recipe: Recipe, learning_rate: float, steps: int, name: str) -> keras.optimizers.AdamW:
-    """AdamW with a linear warm-up, then a cosine to zero, clipped by the norm of all its gradients together."""
+def _adamw(recipe: Recipe, learning_rate: float, steps: int, name: str) -> keras.optimizers.Optimizer:
+    """AdamW with a linear warm-up, then a cosine to zero, clipped by the norm of all its gradients together.
+
+    Keras' `Adam` with a `weight_decay` is AdamW. With a decay of 0 its `AdamW` would still go through every weight.
+    """
     training = recipe.training
     warmup = round(training.learning_rate_warmup * steps)
     schedule = keras.optimizers.schedules.CosineDecay(
@@ -243,9 +246,9 @@ def _adamw(recipe: Recipe, learning_rate: float, steps: int, name: str) -> keras
         warmup_steps=warmup,
     )
     accumulated = training.accumulation > 1
-    return keras.optimizers.AdamW(
+    return keras.optimizers.Adam(
         learning_rate=PerOptimizerStep(schedule, training.accumulation) if accumulated else schedule,
-        weight_decay=training.weight_decay,
+        weight_decay=training.weight_decay or None,
         epsilon=training.epsilon,
         global_clipnorm=training.clip_norm or None,
         gradient_accumulation_steps=training.accumulation if accumulated else None,
