@@ -14,7 +14,7 @@ from keras import ops
 
 from keras_mtp.data.batches import Batches
 from keras_mtp.data.encoding import Encoded
-from keras_mtp.evaluation import HeldOutEvaluation
+from keras_mtp.evaluation import HeadScore
 from keras_mtp.flops import Positions, Sizes, step_flops
 from keras_mtp.layers.linear_head import LinearHead
 from keras_mtp.layers.sequential_head import SequentialHead
@@ -165,9 +165,9 @@ def _counted(case: Case, folder) -> float:
     )
     examples = _examples()
     log = MetricsLog(folder / "metrics.csv", model.head_names)
-    evaluate = HeldOutEvaluation(model, examples[:1], 1)
+    nothing = HeadScore(nats=np.zeros(1), hits=np.zeros(1), tokens=np.ones(1))
     with pytest.raises(Counted) as counted, contextlib.closing(log):
-        train(model, examples, case.recipe, log, evaluate, [CountFirstStep(examples)])
+        train(model, examples, case.recipe, log, lambda: {"head_1": nothing}, [CountFirstStep(examples)])
     return counted.value.args[0]
 
 
