@@ -2,7 +2,6 @@
 
 import functools
 
-import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -62,18 +61,10 @@ def test_neither_sharing_nor_remat_nor_fusing_changes_a_gradient(change, option)
 
 
 def _one_step(option: str | None, **change) -> dict[str, np.ndarray]:
-    """All weights after one SGD step with everything in training, trunk included."""
-    model = _model(freeze_backbone=False)
-    view = model.training_view(**change, **({option: True} if option else {}))
-    names = model.head_names[1:] if option == "only_heads" else model.head_names
-    unembedding = model.backbone.token_embedding
-    losses = {name: LinearCrossEntropy(unembedding, trained=name == "head_1") for name in names}
-    view.compile(keras.optimizers.SGD(0.05), loss=losses)
-    ids = _ids()
-    weights = np.full(ids.shape, 1 / ids.size, "float32")  # labels on the shared tokens too
-    targets = dict.fromkeys(names, np.roll(ids, -1, 1))
-    view.train_on_batch(ids, targets, sample_weight=dict.fromkeys(names, weights))
-    return {v.path.split("/", 1)[1]: tiny.arrays([v])[0] for v in model.variables}
+    """With everything in training, trunk included."""
+    return tiny.after_one_step(
+        _model(freeze_backbone=False), _ids(), **change, **({option: True} if option else {})
+    )
 
 
 _plain_step = functools.cache(_one_step)  # what every change is compared with

@@ -5,6 +5,7 @@ import keras_hub
 import numpy as np
 
 from keras_mtp.data.encoding import Encoded
+from keras_mtp.losses import LinearCrossEntropy
 
 VOCABULARY = 50
 
@@ -43,3 +44,16 @@ def encoded(count: int, *, seed: int = 0, shortest: int = 6, longest: int = 20) 
 
 def arrays(variables) -> list[np.ndarray]:
     return [keras.ops.convert_to_numpy(v.value) for v in variables]
+
+
+def after_one_step(model: keras.Model, ids: np.ndarray, **view) -> dict[str, np.ndarray]:
+    """All weights of an `MTPCausalLM`, by name, after one SGD step of a training view with these options."""
+    names = model.head_names[1:] if view.get("only_heads") else model.head_names
+    unembedding = model.backbone.token_embedding
+    losses = {name: LinearCrossEntropy(unembedding, trained=name == "head_1") for name in names}
+    training_view = model.training_view(**view)
+    training_view.compile(keras.optimizers.SGD(0.05), loss=losses)
+    weights = np.full(ids.shape, 1 / ids.size, "float32")  # labels on tokens that all rows share too
+    targets = dict.fromkeys(names, np.roll(ids, -1, 1))
+    training_view.train_on_batch(ids, targets, sample_weight=dict.fromkeys(names, weights))
+    return {v.path.split("/", 1)[1]: arrays([v])[0] for v in model.variables}
