@@ -35,6 +35,7 @@ class StepLog(keras.callbacks.Callback):
             return
         step = self.micro_batches // self.batches.accumulation
         losses = _losses_by_head(logs, self.batches.heads)
+        losses = {f"{name}_loss": loss / self.batches.weight(name, step - 1) for name, loss in losses.items()}
         seconds = time.monotonic() - self.begun
         self.log.step(
             self.stage,
@@ -112,5 +113,5 @@ class BestHeldOut(keras.callbacks.Callback):
 def _losses_by_head(logs: dict, heads: tuple[str, ...]) -> dict[str, float]:
     """Keras names the loss of a single output just "loss"."""
     if len(heads) == 1:
-        return {f"{heads[0]}_loss": float(logs["loss"])}
-    return {f"{name}_loss": float(logs[f"{name}_loss"]) for name in heads}
+        return {heads[0]: float(logs["loss"])}
+    return {name: float(logs[f"{name}_loss"]) for name in heads}

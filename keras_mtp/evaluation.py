@@ -4,7 +4,9 @@ A held-out loss is total nats over total answer tokens, never a mean of batch me
 runs can be compared item by item.
 """
 
+import csv
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,7 @@ from keras_mtp.data.tokenizer import Tokenizer
 from keras_mtp.generation.generator import Generator
 from keras_mtp.losses import score_rows
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
-from keras_mtp.recipe import EvaluationRecipe
+from keras_mtp.recipe import Recipe
 from keras_mtp.tasks.task import Task
 
 BUCKETS = 3
@@ -69,8 +71,8 @@ class TaskScore:
 
     @property
     def value(self) -> float:
-        """Mean over the items."""
-        return float(np.mean(self.scores))
+        """Mean over the items; not a number if there are none."""
+        return float(np.mean(self.scores)) if self.scores else math.nan
 
     @property
     def n(self) -> int:
@@ -85,14 +87,18 @@ class HeldOutEvaluation:
         model: the model to judge, as it stands when called.
         examples: encoded held-out examples.
         batch_size: examples per forward pass.
+        target: what the heads beyond head_1 are to predict, see `head_targets`.
     """
 
-    def __init__(self, model: MTPCausalLM, examples: Sequence[Encoded], batch_size: int):
+    def __init__(
+        self, model: MTPCausalLM, examples: Sequence[Encoded], batch_size: int, target: str = "further"
+    ):
         self.names = model.head_names
         self.unembedding = model.backbone.token_embedding
         self.view = model.training_view(shared_tokens=shared_tokens(examples))
         self.examples = examples
         self.batch_size = batch_size
+        self.target = target
         self._score = backend.compiled(self._score_batch, self.view.variables + self.unembedding.variables)
 
     def __call__(self) -> dict[str, HeadScore]:
@@ -104,7 +110,7 @@ class HeldOutEvaluation:
             rows = order[start : start + self.batch_size]
             width = int(widths[np.searchsorted(widths, lengths[rows].max())])
             ids, is_answer = pad([self.examples[i] for i in rows], width, rows=self.batch_size)
-            targets, weights = head_targets(ids, is_answer, self.names)
+            targets, weights = head_targets(ids, is_answer, self.names, self.target)
             scored = self._score(ids, targets, weights)
             for name in self.names:
                 nats, hits = (ops.convert_to_numpy(v)[: len(rows)] for v in scored[name])
@@ -149,7 +155,7 @@ class TaskEvaluation:
 
     def __call__(self) -> TaskScore:
         prompts = [encode_prompt(e.prompt, self.tokenizer, e.history) for e in self.examples]
-        width = max(len(prompt) for prompt in prompts)
+        width = max((len(prompt) for prompt in prompts), default=0)
         completions: list[str] = []
         for start in range(0, len(prompts), self.batch_size):
             batch = prompts[start : start + self.batch_size]
@@ -164,18 +170,43 @@ def judges(
     tokenizer: Tokenizer,
     task: Task,
     held_out: Sequence[Encoded],
-    recipe: EvaluationRecipe,
+    recipe: Recipe,
 ) -> tuple[HeldOutEvaluation, TaskEvaluation]:
     """What a recipe judges a model by: the held-out slice of the training split, and items of the test split."""
+    settings = recipe.evaluation
     on_task = TaskEvaluation(
         model,
         task,
         tokenizer,
-        task.examples("test")[: recipe.limit],
-        batch_size=recipe.batch_size,
-        max_new_tokens=recipe.max_new_tokens,
+        task.examples("test")[: min(settings.limit, settings.test_limit)],
+        batch_size=settings.batch_size,
+        max_new_tokens=settings.max_new_tokens,
     )
-    return HeldOutEvaluation(model, held_out, recipe.batch_size), on_task
+    return HeldOutEvaluation(model, held_out, settings.batch_size, recipe.heads.target), on_task
+
+
+def write_held_out(
+    path: Path, examples: Sequence[Encoded], before: dict[str, HeadScore], after: dict[str, HeadScore]
+) -> None:
+    """Writes every head's summed loss on every held-out example, before and after, so that runs can be compared item by item.
+
+    Columns: `id`, and for every head `<head>_tokens` (answer tokens it predicts), `<head>_nats_before`, `<head>_nats`.
+    """
+    columns = {
+        f"{name}_{what}": values
+        for name, score in after.items()
+        for what, values in (
+            ("tokens", score.tokens.astype(int)),
+            ("nats_before", before[name].nats.round(5)),
+            ("nats", score.nats.round(5)),
+        )
+    }
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", *columns])
+        writer.writerows(
+            zip((example.id for example in examples), *(v.tolist() for v in columns.values()), strict=True)
+        )
 
 
 def write_answers(path: Path, examples: Sequence[Example], before: TaskScore, after: TaskScore) -> None:

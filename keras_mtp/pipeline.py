@@ -14,7 +14,7 @@ from keras_mtp.data.batches import require_a_batch
 from keras_mtp.data.chat_template import read_template
 from keras_mtp.data.encoding import Encoded, encode_all
 from keras_mtp.data.splits import split_held_out
-from keras_mtp.evaluation import judges, write_answers
+from keras_mtp.evaluation import judges, write_answers, write_held_out
 from keras_mtp.generation.own_answers import own_answers
 from keras_mtp.metrics import MetricsLog
 from keras_mtp.models.backbone import base_info
@@ -24,7 +24,7 @@ from keras_mtp.models.mtp_causal_lm import MTPCausalLM
 from keras_mtp.progress import ProgressBar, console
 from keras_mtp.recipe import Recipe, to_toml, updated
 from keras_mtp.report import Report
-from keras_mtp.run_folder import ANSWERS, CHECKPOINT, METRICS, RECIPE
+from keras_mtp.run_folder import ANSWERS, CHECKPOINT, HELD_OUT, METRICS, RECIPE
 from keras_mtp.starting_point import starting_point
 from keras_mtp.tasks import load_task
 from keras_mtp.training import train
@@ -76,7 +76,7 @@ def _run(recipe: Recipe, folder: Path, screen: Console, callbacks: Sequence) -> 
     require_a_batch(training, recipe.training.batch_size)
     if recipe.data.answers == "model":
         training = _own_answers(model, training, recipe, screen)
-    judge_held_out, judge_task = judges(model, tokenizer, task, held_out, recipe.evaluation)
+    judge_held_out, judge_task = judges(model, tokenizer, task, held_out, recipe)
 
     judged = f"{len(held_out)} held-out examples, {len(judge_task.examples)} test items"
     screen.print(f"before: {judged}")
@@ -94,6 +94,7 @@ def _run(recipe: Recipe, folder: Path, screen: Console, callbacks: Sequence) -> 
     screen.print(f"after (weights of step {trained.kept_step}): {judged}")
     after = judge_held_out(), judge_task()
 
+    write_held_out(folder / HELD_OUT, held_out, before[0], after[0])
     write_answers(folder / ANSWERS, judge_task.examples, before[1], after[1])
     result = report.from_run(
         recipe=recipe,

@@ -164,7 +164,8 @@ class HeadsRecipe(_Table):
         "quality",
         "What the heads are for. quality: with them the prefix is to become better. speed: they are to draft well when text "
         "is decoded; training.steps then train the heads alone, all of them, and neither the prefix (start.run brings one "
-        "that is trained) nor head_1 changes. There is no warm-up then, and heads.weight and heads.detach mean nothing.",
+        "that is trained) nor head_1 changes. There is no warm-up then, and heads.weight, heads.schedule and heads.detach mean "
+        "nothing.",
         choices=("quality", "speed"),
     )
     start: str = field(
@@ -174,6 +175,18 @@ class HeadsRecipe(_Table):
     )
     weight: float = field(0.1, "Weight of head_2's loss beside head_1's, whose weight is 1.", minimum=0)
     decay: float = field(1.0, "Each further head weighs this times the one before it.", minimum=0)
+    schedule: str = field(
+        "constant",
+        "How these weights change while the prefix is trained: constant, ramp_up (from nothing to their value at the last "
+        "step, linearly) or decay (from their value to nothing).",
+        choices=("constant", "ramp_up", "decay"),
+    )
+    target: str = field(
+        "further",
+        "What a head learns to predict: further, the token as many places ahead as its number says; or next, the token that "
+        "head_1 predicts too: a placebo, which tells what a further token does from what any second loss does.",
+        choices=("further", "next"),
+    )
     warmup_steps: int = field(
         80, "Optimizer steps for the heads alone, before the prefix is trained.", minimum=0
     )
@@ -244,6 +257,9 @@ class EvaluationRecipe(_Table):
 
     _path: ClassVar[str] = "evaluation."
     limit: int = field(64, "At most this many held-out examples, and as many test items.", minimum=1)
+    test_limit: int = field(
+        100_000, "At most this many test items, where that is fewer; 0: none are answered.", minimum=0
+    )
     every: int = field(20, "Training steps between two evaluations on the held-out examples.", minimum=1)
     batch_size: int = field(16, "Examples per forward pass, and prompts answered together.", minimum=1)
     max_new_tokens: int = field(256, "Longest answer to a test item, in tokens.", minimum=1)
@@ -292,6 +308,11 @@ class Recipe(_Table):
                 "`data.answers=model` needs `heads.purpose=speed`: a prefix would learn to say what the model says already. "
                 "Received: heads.purpose=quality."
             )
+        if self.heads.target == "next" and self.heads.kind == "sequential":
+            raise UserError(
+                "`heads.target=next` needs `heads.kind` transformer or linear: a sequential head is shown the tokens before its "
+                "usual target, the next one among them. Received: heads.kind=sequential."
+            )
         if not self.prefix.length and (self.heads.freeze or not self.heads.count):
             raise UserError(
                 "The recipe trains nothing: `prefix.length` is 0 and there are no unfrozen heads. Set `prefix.length` to "
@@ -304,6 +325,7 @@ class Recipe(_Table):
         for key, wrong, wanted, received in (
             ("heads.count", heads.count == 0, "at least 1", "0"),
             ("heads.freeze", heads.freeze, "false", "true"),
+            ("heads.target", heads.target == "next", "further", "next"),
             ("training.keep", training.keep != "last", "last", training.keep),
             ("training.patience", training.patience > 0, "0", str(training.patience)),
         ):

@@ -322,8 +322,9 @@ def _results(report: Report) -> list[tuple[str, str, str]]:
         )
         rows.append((f"{name}: held-out top-1", f"{head.top1_before:.1%}", f"{head.top1:.1%}"))
     task = report.task
-    label = f"{task.metric.replace('_', ' ')} on {task.n} test items"
-    rows.append((label, _share(task.value_before, task.n), _share(task.value, task.n)))
+    if task.n:
+        label = f"{task.metric.replace('_', ' ')} on {task.n} test items"
+        rows.append((label, _share(task.value_before, task.n), _share(task.value, task.n)))
     first = report.held_out_n
     return [(f"{what} ({first} examples)" if "held-out" in what else what, b, a) for what, b, a in rows]
 

@@ -4,7 +4,8 @@
       recipe.toml                            the recipe as it was run
       metrics.csv                            a row per step, while the run goes on
       checkpoint/                            what was trained; there only once training is over
-      answers.jsonl, curves.png, report.md   what came of it
+      held_out.csv, answers.jsonl            every item's loss, and what was said to it
+      curves.png, report.md                  what came of it
       report.json                            written last: the run is finished
       .lock                                  while the run goes on
 
@@ -18,10 +19,11 @@ from pathlib import Path
 
 from keras_mtp.errors import UserError
 
-RECIPE, METRICS, CHECKPOINT, ANSWERS, REPORT = (
+RECIPE, METRICS, CHECKPOINT, HELD_OUT, ANSWERS, REPORT = (
     "recipe.toml",
     "metrics.csv",
     "checkpoint",
+    "held_out.csv",
     "answers.jsonl",
     "report.json",
 )

@@ -92,7 +92,7 @@ def _judged(model: MTPCausalLM, tokenizer: Tokenizer, recipe: Recipe) -> dict[st
     task = load_task(recipe.task, recipe.data.source)
     encoded = encode_all(task.examples("train"), tokenizer, recipe.data.max_tokens, recipe.data.too_long)
     _, held_out = split_held_out(encoded.examples, recipe.evaluation.limit)
-    judge_held_out, judge_task = judges(model, tokenizer, task, held_out, recipe.evaluation)
+    judge_held_out, judge_task = judges(model, tokenizer, task, held_out, recipe)
     heads, answers = judge_held_out(), judge_task()
     scores: dict[str, Any] = {name: {"loss": head.loss, "top1": head.top1} for name, head in heads.items()}
     return {

@@ -184,6 +184,8 @@ def _batches(stage: Stage, examples, recipe: Recipe) -> Batches:
         buckets=recipe.data.buckets,
         seed=recipe.training.seed,
         purpose=stage.name,
+        target=recipe.heads.target,
+        schedule=recipe.heads.schedule if stage.name == "joint" else "constant",
     )
 
 

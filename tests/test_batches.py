@@ -47,6 +47,19 @@ def test_weights_of_each_head_sum_to_one():
             assert weight.sum() == pytest.approx(1.0, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "shares"), [("ramp_up", [0.25, 0.5, 0.75, 1.0]), ("decay", [1.0, 0.75, 0.5, 0.25])]
+)
+def test_a_schedule_weighs_the_further_heads_and_leaves_head_1_alone(schedule, shares):
+    batches = _batches(steps=4, schedule=schedule, accumulation=2)
+    for step, share in enumerate(shares):
+        halves = [batches[2 * step + micro][2] for micro in range(2)]
+        # Keras averages over the two halves: each weighs twice.
+        assert sum(weights["head_1"].sum() for weights in halves) == pytest.approx(2.0, abs=1e-6)
+        assert sum(weights["head_2"].sum() for weights in halves) == pytest.approx(2 * share, abs=1e-6)
+        assert batches.weight("head_2", step) == pytest.approx(share)
+
+
 def test_accumulation_splits_the_same_batch():
     whole, split = _batches(), _batches(accumulation=2)
     assert split.num_batches == 2 * whole.num_batches

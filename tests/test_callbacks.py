@@ -9,7 +9,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_mtp.callbacks import BestHeldOut
+from keras_mtp.callbacks import BestHeldOut, StepLog
+from keras_mtp.data.batches import Batches
 from keras_mtp.evaluation import HeadScore, HeldOutEvaluation
 from keras_mtp.layers.transformer_head import TransformerHead
 from keras_mtp.metrics import MetricsLog
@@ -101,6 +102,18 @@ def test_the_last_weights_are_kept_otherwise():
     assert (trained.steps, trained.kept_step) == (20, 20)
     for value, expected in zip(_trained(model), taken[20], strict=True):
         assert value.tobytes() == expected.tobytes()
+
+
+def test_a_scheduled_heads_loss_is_logged_without_its_weight(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.csv", ("head_1", "head_2"))
+    batches = Batches(tiny.encoded(8), heads=("head_1", "head_2"), steps=4, batch_size=4, schedule="decay")
+    steps = StepLog(log, "joint", batches)
+    steps.set_model(keras.Sequential())
+    for batch, share in enumerate((1.0, 0.75, 0.5, 0.25)):
+        steps.on_train_batch_begin(batch)
+        steps.on_train_batch_end(batch, {"loss": 0.0, "head_1_loss": 2.0, "head_2_loss": 3.0 * share})
+    log.close()
+    assert [(row["head_1_loss"], row["head_2_loss"]) for row in log.rows] == [(2.0, 3.0)] * 4
 
 
 def test_remembering_changes_nothing_about_the_training():

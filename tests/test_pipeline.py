@@ -35,6 +35,7 @@ def test_run_folder(done):
         "recipe.toml",
         "metrics.csv",
         "checkpoint",
+        "held_out.csv",
         "answers.jsonl",
         "report.json",
         "report.md",
@@ -75,6 +76,19 @@ def test_metrics_csv_has_a_row_per_step(done):
         *(("joint", step) for step in (0, 1, 2, 3)),
     ]
     assert [row["step"] for row in rows if row["held_out_head_1_loss"]] == ["0", "2", "3"]
+
+
+def test_every_held_out_items_loss_is_kept(done):
+    _, run, result = done
+    with (run / "held_out.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == result.held_out_n == 3 and len({row["id"] for row in rows}) == 3
+    for name, head in result.held_out.items():
+        tokens = sum(int(row[f"{name}_tokens"]) for row in rows)
+        for column, loss in (("nats_before", head.loss_before), ("nats", head.loss_after)):
+            assert sum(float(row[f"{name}_{column}"]) for row in rows) / tokens == pytest.approx(
+                loss, abs=1e-5
+            )
 
 
 def test_answers_are_kept(done):

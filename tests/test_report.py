@@ -166,3 +166,15 @@ def test_heads_trained_alone_are_called_that():
 def test_report_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         example().seed = 1
+
+
+def test_a_run_that_answered_nothing_has_no_score_to_show():
+    nothing = report.TaskResult(metric="exact_match", value_before=float("nan"), value=float("nan"), n=0)
+    unanswered = example(task=nothing)
+    assert "exact match" not in report.summary(unanswered) + report.markdown(unanswered)
+    assert unanswered.to_json()["task"] == {
+        "metric": "exact_match",
+        "value_before": None,
+        "value": None,
+        "n": 0,
+    }

@@ -33,6 +33,14 @@ def test_head_k_at_t_is_token_t_plus_k_and_counts_only_answers(k):
                 assert targets[f"head_{k}"][row, t] == item.ids[ahead]
 
 
+def test_a_placebo_learns_what_head_1_learns():
+    names = ("head_1", "head_2", "head_3")
+    targets, weights = head_targets(*pad(tiny.encoded(20), 24), names, target="next")
+    for name in names:
+        np.testing.assert_array_equal(targets[name], targets["head_1"])
+        np.testing.assert_array_equal(weights[name], weights["head_1"])
+
+
 def test_no_weight_on_prompt_or_padding_and_one_per_answer_token():
     items = tiny.encoded(20)
     _, weights = head_targets(*pad(items, 24), ("head_1",))

@@ -24,8 +24,8 @@ MULTIPLE = 8  # lengths are rounded up to this, so that near-equal ones are one 
 class Batches(keras.utils.PyDataset):
     """`steps` optimizer batches as Keras takes them: (token_ids, targets, weights).
 
-    The weights of each head sum to 1 over an optimizer batch, all its micro-batches together, so that losses are summed
-    and neither accumulation nor data parallelism changes the result. Keras averages accumulated gradients over the
+    The weights of each head sum to 1 over an optimizer batch (or to what its schedule says), all its micro-batches together, so
+    that losses are summed and neither accumulation nor data parallelism changes the result. Keras averages accumulated gradients over the
     micro-batches; the weights are scaled up by their number to undo that.
 
     Args:
@@ -36,6 +36,8 @@ class Batches(keras.utils.PyDataset):
         accumulation: micro-batches per optimizer step; divides `batch_size`.
         buckets: number of batch lengths; 0 takes as few as keep padding under `PADDING`.
         seed: with `purpose`, decides the order. purpose: names the stream ("warmup", "joint", "heads").
+        target: what the heads beyond head_1 are to predict, see `head_targets`.
+        schedule: how their weights change over the steps, see `scheduled`.
     """
 
     def __init__(
@@ -49,6 +51,8 @@ class Batches(keras.utils.PyDataset):
         buckets: int = 4,
         seed: int = 0,
         purpose: str = "joint",
+        target: str = "further",
+        schedule: str = "constant",
     ):
         super().__init__()
         require_a_batch(examples, batch_size)
@@ -59,6 +63,8 @@ class Batches(keras.utils.PyDataset):
         self.accumulation = accumulation
         self.seed = seed
         self.purpose = purpose
+        self.target = target
+        self.schedule = schedule
         self.lengths = np.array([len(item.ids) for item in examples])
         self.bucket_lengths = bucket_lengths(self.lengths, buckets or enough_buckets(self.lengths))
         self._epoch_order = lru_cache(maxsize=2)(self.epoch_order)
@@ -71,11 +77,16 @@ class Batches(keras.utils.PyDataset):
         step, micro = divmod(index, self.accumulation)
         chosen = self.step_examples(step)
         ids, is_answer = pad([self.examples[i] for i in chosen], self.padded_length(chosen))
-        targets, weights = head_targets(ids, is_answer, self.heads)
-        weights = {k: w * np.float32(self.accumulation / max(w.sum(), 1.0)) for k, w in weights.items()}
+        targets, weights = head_targets(ids, is_answer, self.heads, self.target)
+        total = {name: self.accumulation * self.weight(name, step) for name in weights}
+        weights = {k: w * np.float32(total[k] / max(w.sum(), 1.0)) for k, w in weights.items()}
         size = self.batch_size // self.accumulation
         rows = slice(micro * size, (micro + 1) * size)
         return ids[rows], {k: v[rows] for k, v in targets.items()}, {k: w[rows] for k, w in weights.items()}
+
+    def weight(self, head: str, step: int) -> float:
+        """What the weights of a head sum to in optimizer step `step`: 1, but for the schedule."""
+        return 1.0 if head == "head_1" else scheduled(self.schedule, step, self.steps)
 
     def step_examples(self, step: int) -> np.ndarray:
         """Indices of the examples of optimizer step `step`, counted from 0."""
@@ -107,6 +118,15 @@ class Batches(keras.utils.PyDataset):
         """Share of positions that are padding, over the first `steps` optimizer batches."""
         real = sum(self.real_tokens(step) for step in range(steps))
         return 1.0 - real / max(sum(self.tokens(step) for step in range(steps)), 1)
+
+
+def scheduled(schedule: str, step: int, steps: int) -> float:
+    """The share of a head's weight that counts in a step, never 0, so that its loss can be read off the weighted one.
+
+    Args:
+        schedule: "constant", "ramp_up" (1 at the last step) or "decay" (1 at the first). step: counted from 0.
+    """
+    return {"constant": 1.0, "ramp_up": (step + 1) / steps, "decay": 1 - step / steps}[schedule]
 
 
 def shared_tokens(examples: Sequence[Encoded]) -> int:

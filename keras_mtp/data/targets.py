@@ -20,13 +20,16 @@ from keras_mtp.data.tokenizer import Tokenizer
 Arrays = dict[str, np.ndarray]
 
 
-def head_targets(ids: np.ndarray, is_answer: np.ndarray, heads: Sequence[str]) -> tuple[Arrays, Arrays]:
+def head_targets(
+    ids: np.ndarray, is_answer: np.ndarray, heads: Sequence[str], target: str = "further"
+) -> tuple[Arrays, Arrays]:
     """Targets and weights of the named heads.
 
     Args:
         ids: int array (B, T), padded on the right.
         is_answer: bool array (B, T), True at answer tokens; False on prompt and padding.
         heads: names such as ("head_1", "head_3"): the number says how many places ahead.
+        target: "further", or "next" to give every head the target of head_1 (a placebo).
 
     Returns:
         `(targets, weights)`, dicts `{"head_1": (B, T), ...}` of int32 and float32. A weight is 1 where the target is an
@@ -43,7 +46,7 @@ def head_targets(ids: np.ndarray, is_answer: np.ndarray, heads: Sequence[str]) -
     """
     targets, weights = {}, {}
     for name in heads:
-        k = int(name.removeprefix("head_"))
+        k = 1 if target == "next" else int(name.removeprefix("head_"))
         targets[name] = _ahead(ids, k, "int32")
         weights[name] = _ahead(is_answer, k, "float32")
     return targets, weights

@@ -1,0 +1,129 @@
+"""What came out of a study, before it is put on a page."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from keras_mtp.recipe import Recipe
+from keras_mtp.study.arms import Arm
+from keras_mtp.study.results import Result
+from keras_mtp.study.statistics import Difference
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ArmOutcome:
+    """One arm.
+
+    Args:
+        arm: what it is. point: the point of the grid that its held-out loss chose.
+        tuning: results over the grid. results: at that point, seed 0, 1, ...
+    """
+
+    arm: Arm
+    point: Mapping[str, Any]
+    tuning: Sequence[Result]
+    results: Sequence[Result]
+
+    @property
+    def losses(self) -> np.ndarray:
+        """Head_1's held-out loss by seed, nats per token."""
+        return np.array([result.loss for result in self.results])
+
+    @property
+    def score(self) -> float | None:
+        """Mean of the task's score over items and seeds; None if nothing was answered."""
+        scores = [result.scores for result in self.results]
+        return float(np.mean(scores)) if scores[0] else None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Outcome:
+    """A whole study.
+
+    Args:
+        recipe: what all arms have in common. baseline: the arm that the others are compared with.
+        arms: by name. differences: all comparisons, the baseline's first.
+    """
+
+    recipe: Recipe
+    baseline: str
+    arms: Mapping[str, ArmOutcome]
+    differences: Sequence[Difference]
+
+    @property
+    def first(self) -> Result:
+        """Any result: for what all have in common."""
+        return self.arms[self.baseline].results[0]
+
+    @property
+    def sentence(self) -> str:
+        """What the data support, about all arms that were compared with the baseline."""
+        compared = [d for d in self.differences if d.other == self.baseline]
+        seen = {
+            verdict: [d for d in compared if d.verdict == verdict]
+            for verdict in ("lower", "higher", "no difference seen", "diverged")
+        }
+        parts = []
+        for verdict in ("lower", "higher"):
+            if seen[verdict]:
+                parts.append(
+                    f"a {verdict} held-out loss of head_1 with {_listed(map(_with_interval, seen[verdict]))}"
+                )
+        if names := [d.arm for d in seen["no difference seen"]]:
+            parts.append(f"no difference seen with {_listed(names)}")
+        if names := [d.arm for d in seen["diverged"]]:
+            parts.append(f"no result with {_listed(names)}, which diverged")
+        return f"Compared with {self.baseline}, on {compared[0].items} held-out items: {'; '.join(parts)}."
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `study.json`."""
+        return {
+            "data": self.first.data,
+            "model": self.first.model,
+            "backend": self.first.backend,
+            "baseline": self.baseline,
+            "sentence": self.sentence,
+            "arms": {
+                name: {
+                    "settings": arm.arm.settings,
+                    "point": dict(arm.point),
+                    "seeds": len(arm.results),
+                    "losses": [_number(loss) for loss in arm.losses],
+                    "score": arm.score,
+                }
+                for name, arm in self.arms.items()
+            },
+            "differences": [
+                {
+                    "arm": d.arm,
+                    "other": d.other,
+                    "seeds": d.seeds,
+                    "items": d.items,
+                    "difference": _number(d.value),
+                    "interval": [_number(d.low), _number(d.high)],
+                    "p": _number(d.p),
+                    "p_holm": _number(d.adjusted),
+                    "verdict": d.verdict,
+                    "mcnemar": None
+                    if d.mcnemar is None
+                    else {"right": d.right, "wrong": d.wrong, "p": d.mcnemar},
+                }
+                for d in self.differences
+            ],
+        }
+
+
+def _with_interval(d: Difference) -> str:
+    return f"{d.arm} ({d.value:+.4f} nats per token, 95 % interval {d.low:+.4f} to {d.high:+.4f}, {d.seeds} seeds)"
+
+
+def _listed(items: Any) -> str:
+    *rest, last = items
+    return f"{', '.join(rest)} and {last}" if rest else last
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,152 @@
+"""What a study keeps of every run: one small JSON file, by which the run need not be repeated.
+
+A study outlives its process by these files, and they are what is published: everything in a report is computed from them.
+"""
+
+import csv
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_mtp.errors import UserError
+from keras_mtp.recipe import Recipe
+from keras_mtp.run_folder import ANSWERS, HELD_OUT, METRICS, REPORT, write_text
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Result:
+    """One finished run of one arm.
+
+    Args:
+        format: version of this layout. arm: its name. point: where in the grid. seed: of the run.
+        recipe: all its settings, but for where this machine keeps the data.
+        backend: what it ran on. model: the base model's name. data: the task's title.
+        items: SHA-256 of the held-out examples' ids, in order: runs with the same are compared item by item.
+        tokens: answer tokens of every held-out item. nats_before, nats: head_1's summed loss on them.
+        steps, curve: head_1's held-out loss (nats per token) at these joint steps.
+        metric: the task's. scores: one per test item, none if none were answered.
+        seconds: of training, the heads' warm-up included.
+        versions: by package.
+    """
+
+    format: int
+    arm: str
+    point: dict[str, Any]
+    seed: int
+    recipe: dict[str, Any]
+    backend: str
+    model: str
+    data: str
+    items: str
+    tokens: list[int]
+    nats_before: list[float]
+    nats: list[float]
+    steps: list[int]
+    curve: list[float]
+    metric: str
+    scores: list[float]
+    seconds: float
+    versions: dict[str, str]
+
+    @property
+    def loss(self) -> float:
+        """Head_1's held-out loss, nats per answer token."""
+        return float(np.sum(self.nats) / np.sum(self.tokens))
+
+    @property
+    def loss_before(self) -> float:
+        """The same before training."""
+        return float(np.sum(self.nats_before) / np.sum(self.tokens))
+
+
+def settings(recipe: Recipe) -> dict[str, Any]:
+    """A recipe's fields without where this machine keeps the data."""
+    tables = asdict(recipe)
+    tables["data"]["source"] = Path(tables["data"]["source"]).name
+    return tables
+
+
+def collect(
+    run: Path, *, arm: str, point: Mapping[str, Any], recipe: Recipe, versions: Mapping[str, str]
+) -> Result:
+    """Reads a finished run's folder."""
+    report = json.loads((run / REPORT).read_text(encoding="utf-8"))
+    held_out, log = _rows(run / HELD_OUT), _rows(run / METRICS)
+    curve = [row for row in log if row["stage"] == "joint" and row["held_out_head_1_loss"]]
+    lines = (run / ANSWERS).read_text(encoding="utf-8").splitlines()
+    return Result(
+        format=FORMAT,
+        arm=arm,
+        point=dict(point),
+        seed=recipe.training.seed,
+        recipe=settings(recipe),
+        backend=report["backend"],
+        model=report["model"],
+        data=report["data"],
+        items=hashlib.sha256("\n".join(row["id"] for row in held_out).encode()).hexdigest(),
+        tokens=[int(row["head_1_tokens"]) for row in held_out],
+        nats_before=[float(row["head_1_nats_before"]) for row in held_out],
+        nats=[float(row["head_1_nats"]) for row in held_out],
+        steps=[int(row["step"]) for row in curve],
+        curve=[float(row["held_out_head_1_loss"]) for row in curve],
+        metric=report["task"]["metric"],
+        scores=[json.loads(line)["score"] for line in lines],
+        seconds=float(log[-1]["seconds"]),
+        versions=dict(versions),
+    )
+
+
+def write(result: Result, path: Path) -> None:
+    """Writes the file, whole or not at all. Losses that are no number become null."""
+    content = json.loads(json.dumps(asdict(result)), parse_constant=lambda _: None)
+    write_text(path, json.dumps(content, allow_nan=False) + "\n")
+
+
+def read(path: Path, recipe: Recipe) -> Result:
+    """Reads a file that `write` wrote.
+
+    Args:
+        recipe: the run that it is to be the result of.
+
+    Raises:
+        UserError: damaged, of another format, or of another recipe.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        result = Result(**{spec.name: content[spec.name] for spec in fields(Result)})
+        result = Result(**(asdict(result) | {"nats": _numbers(result.nats), "curve": _numbers(result.curve)}))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {error}. Remove it, and the run is made again.") from error
+    if result.format != FORMAT or result.recipe != settings(recipe):
+        different = [
+            f"{table}.{key}" if isinstance(values, dict) else table
+            for table, values in settings(recipe).items()
+            for key in (values if isinstance(values, dict) else [table])
+            if _value(result.recipe, table, key) != _value(settings(recipe), table, key)
+        ]
+        raise UserError(
+            f"{path} is the result of another recipe or version: {', '.join(different) or 'format'} differs. Give the study "
+            "another folder with --run, or remove the file."
+        )
+    return result
+
+
+def _value(recipe: Mapping[str, Any], table: str, key: str) -> Any:
+    values = recipe.get(table)
+    return values.get(key) if isinstance(values, dict) else values
+
+
+def _numbers(values: Sequence[float | None]) -> list[float]:
+    return [float("nan") if value is None else float(value) for value in values]
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))

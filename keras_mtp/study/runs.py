@@ -1,0 +1,137 @@
+"""The runs of a study: each a `keras-mtp recipe` in a process of its own, several at a time where the machine can.
+
+A run that is finished left a file and is not made again; one that was cut off is made anew.
+"""
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from keras_mtp.errors import UserError
+from keras_mtp.recipe import Recipe, to_toml, updated
+from keras_mtp.run_folder import write_text
+from keras_mtp.study import results
+from keras_mtp.study.arms import Arm
+from keras_mtp.study.results import Result
+
+RESULTS, RUNS = "results", "runs"
+Told = Callable[[Result], None]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Unit:
+    """One run.
+
+    Args:
+        arm: what is run. point: where in the grid. seed: with which seed. recipe: all of it put together.
+    """
+
+    arm: Arm
+    point: Mapping[str, Any]
+    seed: int
+    recipe: Recipe
+
+    @property
+    def name(self) -> str:
+        """Unique in the study, and fit for a file."""
+        point = [f"{key.rpartition('.')[2]}_{value}" for key, value in self.point.items()]
+        return ".".join([self.arm.name, *point, f"seed_{self.seed}"])
+
+
+def unit(recipe: Recipe, arm: Arm, point: Mapping[str, Any], seed: int) -> Unit:
+    """The run of an arm at a point of the grid with a seed."""
+    values = arm.settings | dict(point) | {"training.seed": seed}
+    return Unit(arm=arm, point=point, seed=seed, recipe=updated(recipe, values))
+
+
+def finished(units: Iterable[Unit], folder: Path) -> dict[str, Result]:
+    """The results that are there already, by the unit's name."""
+    return {
+        each.name: results.read(_file(folder, each), each.recipe)
+        for each in units
+        if _file(folder, each).exists()
+    }
+
+
+def make(units: Iterable[Unit], folder: Path, backend: str, jobs: int, told: Told) -> list[Result]:
+    """Makes the runs that are not finished, and gives the results of all, in order.
+
+    Args:
+        folder: the study's. backend: what to run on. jobs: runs at a time. told: called with every new result.
+
+    Raises:
+        UserError: a run failed. Those that had begun are finished, and kept, first.
+    """
+    units = list(units)
+    there = finished(units, folder)
+    (folder / RESULTS).mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(jobs) as pool:
+        waiting = [
+            pool.submit(_make, each, folder, backend, jobs) for each in units if each.name not in there
+        ]
+        try:
+            for future in as_completed(waiting):
+                told(future.result())
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [results.read(_file(folder, each), each.recipe) for each in units]
+
+
+def _make(each: Unit, folder: Path, backend: str, jobs: int) -> Result:
+    run = folder / RUNS / each.name
+    shutil.rmtree(run, ignore_errors=True)
+    run.mkdir(parents=True)
+    recipe, log = run / "study.toml", run / "log.txt"
+    write_text(recipe, to_toml(each.recipe))
+    command = [
+        sys.executable,
+        "-m",
+        "keras_mtp",
+        "recipe",
+        str(recipe),
+        "--backend",
+        backend,
+        "--run",
+        str(run),
+        "--quiet",
+    ]
+    with log.open("w", encoding="utf-8") as said:
+        code = subprocess.run(command, stdout=said, stderr=said, env=_environment(jobs)).returncode
+    if code:
+        last = (
+            log.read_text(encoding="utf-8", errors="replace")
+            .strip()
+            .rpartition("\n")[2]
+            .removeprefix("Error: ")
+        )
+        raise UserError(
+            f"The run {each.name} ended with exit code {code}. {last:.300} The rest of what it said: {log}."
+        )
+    versions = {
+        name: importlib.metadata.version(name) for name in ("keras_mtp", "keras", "keras_hub", backend)
+    }
+    result = results.collect(run, arm=each.arm.name, point=each.point, recipe=each.recipe, versions=versions)
+    results.write(result, _file(folder, each))
+    shutil.rmtree(run)
+    return result
+
+
+def _environment(jobs: int) -> dict[str, str]:
+    """Runs beside each other must not each take the whole machine."""
+    shared = {
+        "OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // jobs, 1)),
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # JAX on a GPU takes three quarters of its memory otherwise
+    }
+    return (shared if jobs > 1 else {}) | os.environ
+
+
+def _file(folder: Path, each: Unit) -> Path:
+    return folder / RESULTS / f"{each.name}.json"
