@@ -10,6 +10,7 @@ import keras
 import pytest
 
 from keras_mtp.recipe import available_recipes
+from keras_mtp.study.arms import available_arms
 from tests import tiny_run
 
 ROOT = Path(__file__).parent.parent
@@ -50,8 +51,9 @@ def test_only_the_package_and_its_recipes_are_in_it(installed):
         "keras_mtp",
         "bin",
     }
-    shipped = {path.stem for path in (installed / "keras_mtp/recipes").iterdir()}
-    assert shipped == set(available_recipes())
+    recipes = installed / "keras_mtp/recipes"
+    assert {path.stem for path in recipes.iterdir()} == {*available_recipes(), "arms"}
+    assert {path.stem for path in (recipes / "arms").iterdir()} == set(available_arms())
 
 
 def test_it_lists_its_recipes_and_runs_one(installed, tmp_path):
