@@ -161,10 +161,22 @@ def test_the_page_says_what_was_found_and_on_what(done):
     assert outcome.sentence in text and outcome.sentence.startswith(
         "Compared with none, on 3 held-out items:"
     )
+    assert (
+        outcome.at_the_edge == ["none", "linear"] and "may lie beyond: none, linear." in text
+    )  # of two values
     assert "tiny on GSM8K" in text and "only it right" in text
     assert json.loads((folder / page.JSON).read_text()) == outcome.to_json()
     for picture in (page.CURVES, page.DIFFERENCES):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_seed_settles_nothing(done):
+    *_, outcome = done
+    assert {d.verdict for d in outcome.differences} == {"one seed"}
+    assert "one seed, from which nothing follows, with linear (" in outcome.sentence
+    certain = dataclasses.replace(outcome.differences[0], seeds=2, value=-0.01, adjusted=0.01)
+    assert certain.verdict == "lower" and dataclasses.replace(certain, value=0.01).verdict == "higher"
+    assert dataclasses.replace(certain, adjusted=0.06).verdict == "no difference seen"
 
 
 def test_a_study_goes_on_where_it_was_cut_off(done):

@@ -58,12 +58,21 @@ class Outcome:
         return self.arms[self.baseline].results[0]
 
     @property
+    def at_the_edge(self) -> list[str]:
+        """Arms that chose the first or the last of the values tried for a number: a better one may lie beyond."""
+        return [
+            name
+            for name, arm in self.arms.items()
+            if any(_is_edge(value, {r.point[key] for r in arm.tuning}) for key, value in arm.point.items())
+        ]
+
+    @property
     def sentence(self) -> str:
         """What the data support, about all arms that were compared with the baseline."""
         compared = [d for d in self.differences if d.other == self.baseline]
         seen = {
             verdict: [d for d in compared if d.verdict == verdict]
-            for verdict in ("lower", "higher", "no difference seen", "diverged")
+            for verdict in ("lower", "higher", "no difference seen", "one seed", "diverged")
         }
         parts = []
         for verdict in ("lower", "higher"):
@@ -73,6 +82,9 @@ class Outcome:
                 )
         if names := [d.arm for d in seen["no difference seen"]]:
             parts.append(f"no difference seen with {_listed(names)}")
+        if seen["one seed"]:
+            single = _listed(f"{d.arm} ({d.value:+.4f})" for d in seen["one seed"])
+            parts.append(f"one seed, from which nothing follows, with {single}")
         if names := [d.arm for d in seen["diverged"]]:
             parts.append(f"no result with {_listed(names)}, which diverged")
         return f"Compared with {self.baseline}, on {compared[0].items} held-out items: {'; '.join(parts)}."
@@ -113,6 +125,10 @@ class Outcome:
                 for d in self.differences
             ],
         }
+
+
+def _is_edge(value: Any, tried: set[Any]) -> bool:
+    return isinstance(value, int | float) and len(tried) > 1 and value in (min(tried), max(tried))
 
 
 def _with_interval(d: Difference) -> str:

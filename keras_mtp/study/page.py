@@ -69,8 +69,8 @@ def markdown(outcome: Outcome) -> str:
             "",
             *_tuning(outcome),
             "Runs with the same seed see the same batches in the same order. Losses are compared item by item and seed by seed; the",
-            "interval comes from a bootstrap over both, with Student's quantile for the few seeds; p is adjusted for the number of",
-            "comparisons. The slice that chose an arm's point in the grid also compares it, a small advantage that all arms have alike.",
+            "interval comes from a bootstrap over both, with Student's quantile for the few seeds (of one seed, over the items",
+            "only); p is adjusted for the number of comparisons. The slice that chose an arm's point in the grid also compares it, a small advantage that all arms have alike.",
             "The test items decided nothing.",
             "",
             f"- **Training:** {recipe.training.steps} joint steps of {recipe.training.batch_size} examples, "
@@ -100,7 +100,7 @@ def _arm_row(name: str, arm: ArmOutcome) -> list[str]:
 
 def _difference_row(d: Difference) -> list[str]:
     answers = [] if d.mcnemar is None else [f"{d.right} : {d.wrong} (p {d.mcnemar:.2f})"]
-    p = f"{d.adjusted:.3f}" if d.adjusted >= 0.001 else "< 0.001"
+    p = "" if d.seeds == 1 else f"{d.adjusted:.3f}" if d.adjusted >= 0.001 else "< 0.001"
     numbers = [f"{d.value:+.4f}", f"{d.low:+.4f} to {d.high:+.4f}", p]
     return [d.arm, d.other, str(d.seeds), *numbers, d.verdict, *answers]
 
@@ -125,12 +125,11 @@ def _tuning(outcome: Outcome) -> list[str]:
         ]
         rows.append([name, *cells])
     seeds = len({result.seed for result in baseline.tuning})
-    return [
-        f"Tuning, held-out loss over the grid ({seeds} seed{'s' * (seeds > 1)}; bold: chosen):",
-        "",
-        *_table(head, rows),
-        "",
-    ]
+    title = f"Tuning, held-out loss over the grid ({seeds} seed{'s' * (seeds > 1)}; bold: chosen):"
+    edge = (
+        f"At the edge of the grid, so that a better value may lie beyond: {', '.join(outcome.at_the_edge)}."
+    )
+    return [title, "", *_table(head, rows), "", *([edge, ""] if outcome.at_the_edge else [])]
 
 
 def _short(key: str) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from keras_mtp import __version__
 from keras_mtp.errors import UserError
 from keras_mtp.recipe import Recipe, to_toml, updated
 from keras_mtp.run_folder import write_text
@@ -115,13 +116,19 @@ def _make(each: Unit, folder: Path, backend: str, jobs: int) -> Result:
         raise UserError(
             f"The run {each.name} ended with exit code {code}. {last:.300} The rest of what it said: {log}."
         )
-    versions = {
-        name: importlib.metadata.version(name) for name in ("keras_mtp", "keras", "keras_hub", backend)
-    }
-    result = results.collect(run, arm=each.arm.name, point=each.point, recipe=each.recipe, versions=versions)
+    result = results.collect(
+        run, arm=each.arm.name, point=each.point, recipe=each.recipe, versions=_versions(backend)
+    )
     results.write(result, _file(folder, each))
     shutil.rmtree(run)
     return result
+
+
+def _versions(backend: str) -> dict[str, str]:
+    # A checkout need not be installed to be run.
+    return {"keras_mtp": __version__} | {
+        name: importlib.metadata.version(name) for name in ("keras", "keras_hub", backend)
+    }
 
 
 def _environment(jobs: int) -> dict[str, str]:

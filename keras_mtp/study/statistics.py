@@ -45,9 +45,11 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """ "lower", "higher", "no difference seen" or "diverged"."""
+        """What may be said: lower, higher, no difference seen, diverged; or one seed, from which nothing follows."""
         if math.isnan(self.value):
             return "diverged"
+        if self.seeds == 1:
+            return "one seed"
         if not self.adjusted < LEVEL:
             return "no difference seen"
         return "lower" if self.value < 0 else "higher"
