@@ -389,7 +389,7 @@ def from_toml(text: str, origin: str) -> Recipe:
     except (ValueError, RecursionError) as error:  # also numbers too long and brackets too deep
         raise UserError(f"{origin} is not valid TOML: {error}.") from error
     try:
-        return _from_tables(tables)
+        return from_tables(tables)
     except UserError as error:
         raise UserError(f"{origin}: {error}") from error
 
@@ -407,7 +407,7 @@ def updated(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     for key, value in values.items():
         *table, name = _known(key).split(".")
         (tables[table[0]] if table else tables)[name] = value
-    return _from_tables(tables)
+    return from_tables(tables)
 
 
 def with_options(recipe: Recipe, options: Mapping[str, Any]) -> Recipe:
@@ -435,7 +435,12 @@ def _value(key: str, text: str) -> Any:
     return text if dict(documented_fields())[key].type is str and not isinstance(value, str) else value
 
 
-def _from_tables(tables: Mapping[str, Any]) -> Recipe:
+def from_tables(tables: Mapping[str, Any]) -> Recipe:
+    """Makes a recipe from nested tables, as TOML has them; what they leave out takes the defaults.
+
+    Raises:
+        UserError: an unknown key, or a value that cannot be.
+    """
     values = dict(tables)
     sections = {
         spec.name: spec.default for spec in dataclasses.fields(Recipe) if isinstance(spec.default, _Table)

@@ -201,6 +201,21 @@ def test_results_of_another_study_are_refused(done):
         )
 
 
+def test_a_result_of_a_version_that_lacked_a_field_had_its_default(done, tmp_path):
+    recipe, arms, folder, _ = done
+    each = runs.unit(recipe, arms.arms["none"], arms.points[0], 0)
+    (tmp_path / "results").mkdir()
+    path = tmp_path / "results" / f"{each.name}.json"
+    content = json.loads((folder / "results" / path.name).read_text())
+    del content["recipe"]["heads"]["schedule"]
+    path.write_text(json.dumps(content))
+    assert each.name in runs.finished([each], tmp_path)
+    content["recipe"]["heads"]["colour"] = "red"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"another recipe or version: Unknown key `heads\.colour`"):
+        runs.finished([each], tmp_path)
+
+
 def test_a_damaged_result_is_named(done, tmp_path):
     recipe, arms, *_ = done
     each = runs.unit(recipe, arms.arms["none"], arms.points[0], 0)

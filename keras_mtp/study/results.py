@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from keras_mtp.errors import UserError
-from keras_mtp.recipe import Recipe
+from keras_mtp.recipe import Recipe, documented_fields, from_tables
 from keras_mtp.run_folder import ANSWERS, HELD_OUT, METRICS, REPORT, write_text
 
 FORMAT = 1
@@ -124,23 +124,27 @@ def read(path: Path, recipe: Recipe) -> Result:
         result = Result(**(asdict(result) | {"nats": _numbers(result.nats), "curve": _numbers(result.curve)}))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}. Remove it, and the run is made again.") from error
-    if result.format != FORMAT or result.recipe != settings(recipe):
-        different = [
-            f"{table}.{key}" if isinstance(values, dict) else table
-            for table, values in settings(recipe).items()
-            for key in (values if isinstance(values, dict) else [table])
-            if _value(result.recipe, table, key) != _value(settings(recipe), table, key)
-        ]
+    different = ["format"] if result.format != FORMAT else _different(result.recipe, settings(recipe))
+    if different:
         raise UserError(
-            f"{path} is the result of another recipe or version: {', '.join(different) or 'format'} differs. Give the study "
+            f"{path} is the result of another recipe or version: {', '.join(different)} differs. Give the study "
             "another folder with --run, or remove the file."
         )
     return result
 
 
-def _value(recipe: Mapping[str, Any], table: str, key: str) -> Any:
-    values = recipe.get(table)
-    return values.get(key) if isinstance(values, dict) else values
+def _different(tables: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """The fields in which a recipe that was kept is not the wanted one. Those that were not there yet had their defaults."""
+    try:
+        kept = asdict(from_tables(tables))
+    except UserError as error:
+        return [str(error)]
+    return [key for key, _ in documented_fields() if _value(kept, key) != _value(wanted, key)]
+
+
+def _value(tables: Mapping[str, Any], key: str) -> Any:
+    table, _, name = key.rpartition(".")
+    return tables[table][name] if table else tables[name]
 
 
 def _numbers(values: Sequence[float | None]) -> list[float]:
