@@ -64,6 +64,33 @@ class HeldOut(keras.callbacks.Callback):
             logs.update({f"val_{name}_loss": score.loss for name, score in scores.items()})
 
 
+class Plateau(keras.callbacks.Callback):
+    """Ends a stage once the held-out loss of some heads, summed, hardly falls any more.
+
+    Args:
+        log: where `HeldOut`, which comes before this callback, writes the scores.
+        heads: their names. patience: evaluations in a row without a fall of 1 % after which the stage ends.
+    """
+
+    FALL = 0.01
+
+    def __init__(self, log: MetricsLog, heads: Sequence[str], patience: int):
+        super().__init__()
+        self.log, self.heads, self.patience = log, heads, patience
+        self.loss, self.waited = math.inf, 0
+
+    def on_epoch_end(self, epoch, logs=None):
+        row = self.log.latest
+        assert row is not None, "an evaluation belongs to a step"
+        loss = sum(row[f"held_out_{name}_loss"] for name in self.heads)
+        if loss < (1 - self.FALL) * self.loss:
+            self.loss, self.waited = loss, 0
+            return
+        self.waited += 1
+        if self.waited >= self.patience:
+            self.model.stop_training = True
+
+
 class BestHeldOut(keras.callbacks.Callback):
     """Remembers the weights with which head_1's held-out loss was lowest, and stops once it no longer falls.
 

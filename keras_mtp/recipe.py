@@ -190,6 +190,12 @@ class HeadsRecipe(_Table):
     warmup_steps: int = field(
         80, "Optimizer steps for the heads alone, before the prefix is trained.", minimum=0
     )
+    warmup_patience: int = field(
+        0,
+        "End the warm-up after so many evaluations in a row that brought the heads' held-out loss down by less than 1 %; "
+        "heads.warmup_steps is then the most, and the rate stays at its peak. 0: always all steps, the rate falls to 0.",
+        minimum=0,
+    )
     freeze: bool = field(
         True, "Keep the heads as they are after the warm-up; false trains them on with the prefix."
     )

@@ -2,7 +2,7 @@
 
     warmup   the heads learn on a frozen trunk without its prefix being moved: a head that starts as a copy of the
              backbone confidently says token t+1, is worse than uniform on its own target, and would pull the prefix
-             the wrong way
+             the wrong way. It ends after so many steps, or once the heads hardly get better
     joint    the prefix learns from head_1, and from the heads with a small weight; the heads learn too, unless frozen
 
 Heads whose purpose is speed, not a better prefix, have one stage instead of both:
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import keras
 
 from keras_mtp import backend
-from keras_mtp.callbacks import BestHeldOut, HeldOut, StepLog
+from keras_mtp.callbacks import BestHeldOut, HeldOut, Plateau, StepLog
 from keras_mtp.checkpoint import trained_variables
 from keras_mtp.data.batches import Batches, shared_tokens
 from keras_mtp.data.encoding import Encoded
@@ -98,7 +98,10 @@ def train(
     if model.heads[trained_heads:] and recipe.heads.warmup_steps and not for_speed:
         stage = _warmup(model, recipe, shared, trained_heads)
         batches = _batches(stage, examples, recipe)
-        _fit(stage, batches, model, [StepLog(log, stage.name, batches), *callbacks])
+        ending = []
+        if patience := recipe.heads.warmup_patience:
+            ending = [HeldOut(evaluate, log), Plateau(log, model.head_names[1 + trained_heads :], patience)]
+        _fit(stage, batches, model, [StepLog(log, stage.name, batches), *ending, *callbacks])
     stage = (_heads if for_speed else _joint)(model, recipe, shared)
     batches = _batches(stage, examples, recipe)
     log.step(stage.name, 0)
@@ -127,14 +130,15 @@ def _best(stage: Stage, model: MTPCausalLM, recipe: Recipe, log: MetricsLog) -> 
 
 
 def _warmup(model: MTPCausalLM, recipe: Recipe, shared: int, trained_heads: int) -> Stage:
+    steps = recipe.heads.warmup_steps
     _set_trainable(model, prefix=False, heads=model.heads[trained_heads:])
     return Stage(
         name="warmup",
-        steps=recipe.heads.warmup_steps,
-        view=_view(model, recipe, recipe.heads.warmup_steps, shared, only_heads=True),
+        steps=steps,
+        view=_view(model, recipe, steps, shared, only_heads=True),
         loss_weights=dict.fromkeys(model.head_names[1:], 1.0),
-        optimizer=_optimizer(model, recipe, recipe.heads.warmup_steps),
-        evaluate_every=recipe.heads.warmup_steps,
+        optimizer=_optimizer(model, recipe, steps, falls=not recipe.heads.warmup_patience),
+        evaluate_every=min(recipe.evaluation.every, steps) if recipe.heads.warmup_patience else steps,
     )
 
 
@@ -214,7 +218,9 @@ def _set_trainable(model: MTPCausalLM, *, prefix: bool, heads: Sequence[MTPHead]
         head.trainable = head in heads
 
 
-def _optimizer(model: MTPCausalLM, recipe: Recipe, steps: int) -> keras.optimizers.Optimizer:
+def _optimizer(
+    model: MTPCausalLM, recipe: Recipe, steps: int, *, falls: bool = True
+) -> keras.optimizers.Optimizer:
     """One AdamW per group of weights that is to be trained."""
     heads = {v.path for head in model.heads for v in head.trainable_variables}
     others = {v.path for v in model.trainable_variables} - heads
@@ -223,10 +229,10 @@ def _optimizer(model: MTPCausalLM, recipe: Recipe, steps: int) -> keras.optimize
             "The recipe trains nothing: prefix.length is 0 and there are no heads to train. "
             "Set prefix.length, or heads.count with heads.freeze=false."
         )
-    main = _adamw(recipe, recipe.training.learning_rate, steps, "main")
+    main = _adamw(recipe, recipe.training.learning_rate, steps, "main", falls)
     if not heads:
         return main
-    heads_optimizer = _adamw(recipe, recipe.heads.learning_rate, steps, "heads")
+    heads_optimizer = _adamw(recipe, recipe.heads.learning_rate, steps, "heads", falls)
     if not others:
         return heads_optimizer
     return keras.optimizers.MultiOptimizer(
@@ -234,8 +240,10 @@ def _optimizer(model: MTPCausalLM, recipe: Recipe, steps: int) -> keras.optimize
     )
 
 
-def _adamw(recipe: Recipe, learning_rate: float, steps: int, name: str) -> keras.optimizers.Optimizer:
-    """AdamW with a linear warm-up, then a cosine to zero, clipped by the norm of all its gradients together.
+def _adamw(
+    recipe: Recipe, learning_rate: float, steps: int, name: str, falls: bool
+) -> keras.optimizers.Optimizer:
+    """AdamW with a linear warm-up, then a cosine to zero if it `falls`, clipped by the norm of all its gradients together.
 
     Keras' `Adam` with a `weight_decay` is AdamW. With a decay of 0 its `AdamW` would still go through every weight.
     """
@@ -246,6 +254,7 @@ def _adamw(recipe: Recipe, learning_rate: float, steps: int, name: str) -> keras
         decay_steps=max(steps - warmup, 1),
         warmup_target=learning_rate,
         warmup_steps=warmup,
+        alpha=0.0 if falls else 1.0,
     )
     accumulated = training.accumulation > 1
     return keras.optimizers.Adam(

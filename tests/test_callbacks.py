@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_mtp.callbacks import BestHeldOut, StepLog
+from keras_mtp.callbacks import BestHeldOut, Plateau, StepLog
 from keras_mtp.data.batches import Batches
 from keras_mtp.evaluation import HeadScore, HeldOutEvaluation
 from keras_mtp.layers.transformer_head import TransformerHead
@@ -114,6 +114,32 @@ def test_a_scheduled_heads_loss_is_logged_without_its_weight(tmp_path):
         steps.on_train_batch_end(batch, {"loss": 0.0, "head_1_loss": 2.0, "head_2_loss": 3.0 * share})
     log.close()
     assert [(row["head_1_loss"], row["head_2_loss"]) for row in log.rows] == [(2.0, 3.0)] * 4
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "ends_after"),
+    [
+        ([9.0, 8.0, 7.0, 6.0], 1, None),
+        ([9.0, 8.95, 7.0, 6.0], 1, 2),  # a fall by less than 1 %
+        ([9.0, 8.95, 8.0, 7.95, 7.93], 2, 5),
+        ([9.0, float("nan"), float("nan")], 2, 3),
+    ],
+)
+def test_plateau(tmp_path, losses, patience, ends_after):
+    log = MetricsLog(tmp_path / "metrics.csv", ("head_1", "head_2", "head_3"))
+    plateau = Plateau(log, ("head_2", "head_3"), patience)
+    model = keras.Sequential()
+    model.stop_training = False
+    plateau.set_model(model)
+    ended = None
+    for epoch, loss in enumerate(losses, start=1):
+        log.step("warmup", epoch)
+        log.latest.update(
+            held_out_head_1_loss=1.0, held_out_head_2_loss=loss / 3, held_out_head_3_loss=2 * loss / 3
+        )
+        plateau.on_epoch_end(epoch)
+        ended = ended or (epoch if model.stop_training else None)
+    assert ended == ends_after
 
 
 def test_remembering_changes_nothing_about_the_training():

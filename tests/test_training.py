@@ -15,7 +15,7 @@ from keras_mtp.layers.transformer_head import TransformerHead
 from keras_mtp.metrics import MetricsLog
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
 from keras_mtp.recipe import Recipe, updated
-from keras_mtp.training import train
+from keras_mtp.training import _adamw, train
 from tests import tiny
 
 RECIPE = updated(
@@ -119,6 +119,33 @@ def test_warm_up_leaves_the_prefix_alone_and_freeze_keeps_the_heads(both_stages)
 def test_a_step_is_traced_once(both_stages):
     *_, watch, _ = both_stages
     assert watch.traced == len(watch.at_start) == 2
+
+
+def test_a_warm_up_ends_once_the_heads_get_no_better(tmp_path):
+    """With a rate of 0 they never do: the first evaluation sets the mark, and the second is one too many."""
+    rows = _train(
+        _model(TransformerHead()),
+        tmp_path,
+        heads__learning_rate=0.0,
+        heads__warmup_steps=12,
+        heads__warmup_patience=1,
+        evaluation__every=2,
+        training__steps=1,
+    )
+    assert [row["step"] for row in rows if row["stage"] == "warmup"] == [1, 2, 3, 4]
+    assert all(
+        "held_out_head_2_loss" in row for row in rows if row["stage"] == "warmup" and row["step"] % 2 == 0
+    )
+    assert [row["step"] for row in rows if row["stage"] == "joint"] == [0, 1]
+
+
+def test_the_rate_of_a_warm_up_that_may_end_early_does_not_fall():
+    recipe = updated(RECIPE, {"training.learning_rate_warmup": 0.1})
+    falling, staying = (_adamw(recipe, 0.5, 40, "heads", falls)._learning_rate for falls in (True, False))
+    for step in (0, 2, 4):
+        assert float(falling(step)) == pytest.approx(float(staying(step)))
+    assert [round(float(staying(step)), 6) for step in (4, 20, 40)] == [0.5] * 3
+    assert float(falling(20)) < 0.4 and float(falling(40)) == pytest.approx(0.0)
 
 
 def test_accumulation_changes_nothing(both_stages, tmp_path):
