@@ -7,8 +7,8 @@ runs can be compared item by item.
 import csv
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import keras
@@ -21,10 +21,11 @@ from keras_mtp.data.encoding import Encoded, encode_prompt
 from keras_mtp.data.example import Example
 from keras_mtp.data.targets import head_targets, pad
 from keras_mtp.data.tokenizer import Tokenizer
+from keras_mtp.errors import UserError
 from keras_mtp.generation.generator import Generator
 from keras_mtp.losses import score_rows
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
-from keras_mtp.recipe import Recipe
+from keras_mtp.recipe import EvaluationRecipe, Recipe
 from keras_mtp.tasks.task import Task
 
 BUCKETS = 3
@@ -56,6 +57,11 @@ class HeadScore:
         """Share of answer tokens predicted right."""
         return float(self.hits.sum() / max(self.tokens.sum(), 1))
 
+    def part(self, places: Sequence[int]) -> "HeadScore":
+        """The score on some of the items, given by their places."""
+        items = np.asarray(places)
+        return HeadScore(nats=self.nats[items], hits=self.hits[items], tokens=self.tokens[items])
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TaskScore:
@@ -63,16 +69,25 @@ class TaskScore:
 
     Args:
         metric: its name. scores: one per item, 0.0 to 1.0. completions: what the model said.
+        further: the scores by other measures, by their names. passed_over: how many items were not asked, their prompts
+            being too long.
     """
 
     metric: str
     scores: tuple[float, ...]
     completions: tuple[str, ...]
+    further: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    passed_over: int = 0
 
     @property
     def value(self) -> float:
         """Mean over the items; not a number if there are none."""
         return float(np.mean(self.scores)) if self.scores else math.nan
+
+    @property
+    def further_values(self) -> dict[str, float]:
+        """Means by the other measures."""
+        return {metric: float(np.mean(scores)) for metric, scores in self.further.items()}
 
     @property
     def n(self) -> int:
@@ -133,6 +148,7 @@ class TaskEvaluation:
         model: the model to judge, as it stands when called.
         batch_size: prompts decoded together. They are filled up to a multiple of `ROWS`, so that an answer depends
             neither on this number nor on its neighbours. max_new_tokens: longest answer.
+        passed_over: how many items are not among the examples because their prompts are too long.
     """
 
     def __init__(
@@ -144,7 +160,9 @@ class TaskEvaluation:
         *,
         batch_size: int,
         max_new_tokens: int,
+        passed_over: int = 0,
     ):
+        self.passed_over = passed_over
         self.task, self.tokenizer, self.examples, self.batch_size = task, tokenizer, examples, batch_size
         self.generator = Generator(
             model,
@@ -154,15 +172,22 @@ class TaskEvaluation:
         )
 
     def __call__(self) -> TaskScore:
-        prompts = [encode_prompt(e.prompt, self.tokenizer, e.history) for e in self.examples]
+        prompts = [_prompt(example, self.tokenizer) for example in self.examples]
         width = max((len(prompt) for prompt in prompts), default=0)
         completions: list[str] = []
         for start in range(0, len(prompts), self.batch_size):
             batch = prompts[start : start + self.batch_size]
             tokens = self.generator(batch, pad_to=width)
             completions += [self.tokenizer.decode(ids) for ids in tokens]
-        scores = [self.task.score(e, c) for e, c in zip(self.examples, completions, strict=True)]
-        return TaskScore(metric=self.task.metric, scores=tuple(scores), completions=tuple(completions))
+        said = list(zip(self.examples, completions, strict=True))
+        further = [self.task.further_scores(*item) for item in said] or [{}]
+        return TaskScore(
+            metric=self.task.metric,
+            scores=tuple(self.task.score(*item) for item in said),
+            completions=tuple(completions),
+            further={metric: tuple(scores[metric] for scores in further) for metric in further[0]},
+            passed_over=self.passed_over,
+        )
 
 
 def judges(
@@ -174,13 +199,15 @@ def judges(
 ) -> tuple[HeldOutEvaluation, TaskEvaluation]:
     """What a recipe judges a model by: the held-out slice of the training split, and items of the test split."""
     settings = recipe.evaluation
+    examples, passed_over = asked(task, tokenizer, settings)
     on_task = TaskEvaluation(
         model,
         task,
         tokenizer,
-        task.examples("test")[: min(settings.limit, settings.test_limit)],
+        examples,
         batch_size=settings.batch_size,
         max_new_tokens=settings.max_new_tokens,
+        passed_over=passed_over,
     )
     return HeldOutEvaluation(model, held_out, settings.batch_size, recipe.heads.target), on_task
 
@@ -209,19 +236,50 @@ def write_held_out(
         )
 
 
+def asked(task: Task, tokenizer: Tokenizer, recipe: EvaluationRecipe) -> tuple[list[Example], int]:
+    """The test items that a recipe looks at, the first so many; and how many were passed over for their long prompts.
+
+    Raises:
+        UserError: every prompt is too long.
+    """
+    found: list[Example] = []
+    passed_over = 0
+    limit = min(recipe.limit, recipe.test_limit)
+    for example in task.examples("test"):
+        if len(found) == limit:
+            break
+        if recipe.max_prompt_tokens and len(_prompt(example, tokenizer)) > recipe.max_prompt_tokens:
+            passed_over += 1
+        else:
+            found.append(example)
+    if limit and not found:
+        raise UserError(
+            f"`evaluation.max_prompt_tokens` must leave a test item. Received: {recipe.max_prompt_tokens}, which all "
+            f"{passed_over} prompts exceed. Raise it."
+        )
+    return found, passed_over
+
+
+def _prompt(example: Example, tokenizer: Tokenizer) -> list[int]:
+    return encode_prompt(example.prompt, tokenizer, example.history)
+
+
 def write_answers(path: Path, examples: Sequence[Example], before: TaskScore, after: TaskScore) -> None:
     """Writes what the model said about every test item, before and after: one JSON object a line."""
-    rows = zip(examples, before.completions, before.scores, after.completions, after.scores, strict=True)
     with path.open("w", encoding="utf-8") as file:
-        for example, said_before, score_before, said, score in rows:
+        for place, example in enumerate(examples):
             row = {
                 "id": example.id,
+                **({"source": example.source} if example.source else {}),
                 **({"history": [turn._asdict() for turn in example.history]} if example.history else {}),
                 "prompt": example.prompt,
                 "answer": example.answer,
-                "before": said_before,
-                "score_before": score_before,
-                "after": said,
-                "score": score,
+                **({"references": example.references} if example.references else {}),
+                "before": before.completions[place],
+                "score_before": before.scores[place],
+                **{f"{metric}_before": scores[place] for metric, scores in before.further.items()},
+                "after": after.completions[place],
+                "score": after.scores[place],
+                **{metric: scores[place] for metric, scores in after.further.items()},
             }
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -104,6 +104,7 @@ def _run(recipe: Recipe, folder: Path, screen: Console, callbacks: Sequence) -> 
         task=task,
         before=before,
         after=after,
+        held_out=held_out,
         trained=trained,
         skipped_examples=len(encoded.skipped),
         truncated_examples=len(encoded.truncated),

@@ -269,6 +269,11 @@ class EvaluationRecipe(_Table):
     every: int = field(20, "Training steps between two evaluations on the held-out examples.", minimum=1)
     batch_size: int = field(16, "Examples per forward pass, and prompts answered together.", minimum=1)
     max_new_tokens: int = field(256, "Longest answer to a test item, in tokens.", minimum=1)
+    max_prompt_tokens: int = field(
+        0,
+        "Test items with a longer prompt are passed over, which a report counts; 0 passes over none.",
+        minimum=0,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -21,9 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 from keras_mtp import __version__, curves
+from keras_mtp.data.splits import places_by_source
 from keras_mtp.run_folder import RECIPE, REPORT, write_text
 
 if TYPE_CHECKING:
+    from keras_mtp.data.encoding import Encoded
     from keras_mtp.evaluation import HeadScore, TaskScore
     from keras_mtp.memory import Clock
     from keras_mtp.models.backbone import BaseInfo
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from keras_mtp.training import Trained
 
 OWN_ANSWERS = "The heads learnt from the answers that the model itself gave to these prompts"
+
+SPELT = {"token_f1": "token F1", "rouge_l": "ROUGE-L"}  # metrics, as people write them
 
 MARKDOWN, CURVES = "report.md", "curves.png"
 
@@ -51,6 +55,10 @@ class HeadResult:
     top1_before: float
     top1: float
 
+    def to_json(self) -> dict[str, float]:
+        """The entry in `report.json`."""
+        return {"loss_before": self.loss_before, "loss_after": self.loss_after, "top1": self.top1}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskResult:
@@ -58,12 +66,44 @@ class TaskResult:
 
     Args:
         metric: its name, as "exact_match". value_before, value: mean over the items, before and at the end.
-        n: number of test items.
+        n: number of test items. passed_over: items not asked, their prompts being too long.
+        further: the means by other measures, on the same items.
     """
 
     metric: str
     value_before: float
     value: float
+    n: int
+    passed_over: int = 0
+    further: "Sequence[TaskResult]" = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry in `report.json`; `passed_over` and `further` are in it only where there are any."""
+        content: dict[str, Any] = {
+            "metric": self.metric,
+            "value_before": self.value_before,
+            "value": self.value,
+            "n": self.n,
+        }
+        if self.passed_over:
+            content["passed_over"] = self.passed_over
+        if self.further:
+            content["further"] = {
+                result.metric: {"value_before": result.value_before, "value": result.value}
+                for result in self.further
+            }
+        return content
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceResult:
+    """The held-out examples of one source of the data.
+
+    Args:
+        heads: results by head. n: number of examples.
+    """
+
+    heads: Mapping[str, HeadResult]
     n: int
 
 
@@ -84,7 +124,8 @@ class Report:
             "builtin" or a path. data_revision: which version of it. data_licence: their licence. data_note: how they
             were split, where the task had to decide.
         is_benchmark: False if a score on these data is no benchmark result.
-        held_out: results by head. held_out_n: number of held-out examples.
+        held_out: results by head. held_out_n: number of held-out examples. held_out_by_source: the same by source of the
+            data, where they name any; the largest first.
         task: the task's score.
         tokens_per_second: real tokens trained on per second, the warm-up aside.
         peak_bytes: peak resident memory less that after imports.
@@ -116,6 +157,7 @@ class Report:
     started_heads: int = 0
     held_out: Mapping[str, HeadResult]
     held_out_n: int
+    held_out_by_source: Mapping[str, SourceResult] = field(default_factory=dict)
     task: TaskResult
     tokens_per_second: float
     peak_bytes: int
@@ -128,11 +170,7 @@ class Report:
     command: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The content of `report.json`; `kept_step` and `started_from` are in it only where there is one."""
-        heads = {
-            name: {"loss_before": head.loss_before, "loss_after": head.loss_after, "top1": head.top1}
-            for name, head in self.held_out.items()
-        }
+        """The content of `report.json`; `held_out_by_source`, `kept_step` and `started_from` only where there is one."""
         content: dict[str, Any] = {
             "recipe": self.recipe,
             "backend": self.backend,
@@ -140,21 +178,24 @@ class Report:
             "data": self.data,
             "seed": self.seed,
             "steps": self.steps,
-            "held_out": {**heads, "n": self.held_out_n},
-            "task": {
-                "metric": self.task.metric,
-                "value_before": self.task.value_before,
-                "value": self.task.value,
-                "n": self.task.n,
-            },
+            "held_out": _by_head(self.held_out, self.held_out_n),
+            "task": self.task.to_json(),
             "tokens_per_second": self.tokens_per_second,
             "peak_bytes": self.peak_bytes,
         }
+        if self.held_out_by_source:
+            content["held_out_by_source"] = {
+                source: _by_head(result.heads, result.n) for source, result in self.held_out_by_source.items()
+            }
         if self.kept_step is not None:
             content["kept_step"] = self.kept_step
         if self.started_from:
             content["started_from"] = {"run": self.started_from, "checkpoint": self.started_from_checkpoint}
         return _without_nan(content)
+
+
+def _by_head(heads: Mapping[str, HeadResult], n: int) -> dict[str, Any]:
+    return {**{name: head.to_json() for name, head in heads.items()}, "n": n}
 
 
 def from_run(
@@ -166,6 +207,7 @@ def from_run(
     task: "Task",
     before: "tuple[Mapping[str, HeadScore], TaskScore]",
     after: "tuple[Mapping[str, HeadScore], TaskScore]",
+    held_out: "Sequence[Encoded]",
     trained: "Trained",
     skipped_examples: int,
     truncated_examples: int = 0,
@@ -177,6 +219,7 @@ def from_run(
 
     Args:
         before, after: scores of every head on the held-out examples, and of the test items.
+        held_out: these examples.
         rows: of the metrics log; the speed is the median over its steps after the warm-up.
     """
     (heads_before, answers_before), (heads, answers) = before, after
@@ -203,11 +246,10 @@ def from_run(
         started_from=start.name,
         started_from_checkpoint=start.checkpoint,
         started_heads=start.heads,
-        held_out={name: _head_result(heads_before[name], score) for name, score in heads.items()},
-        held_out_n=len(heads["head_1"].nats),
-        task=TaskResult(
-            metric=answers.metric, value_before=answers_before.value, value=answers.value, n=answers.n
-        ),
+        held_out=_head_results(heads_before, heads),
+        held_out_n=len(held_out),
+        held_out_by_source=_source_results(heads_before, heads, held_out),
+        task=_task_result(answers_before, answers),
         tokens_per_second=statistics.median(speeds),
         peak_bytes=clock.peak_bytes,
         seconds=clock.seconds,
@@ -223,9 +265,47 @@ def from_run(
     )
 
 
-def _head_result(before: "HeadScore", after: "HeadScore") -> HeadResult:
-    return HeadResult(
-        loss_before=before.loss, loss_after=after.loss, top1_before=before.top1, top1=after.top1
+def _head_results(
+    before: "Mapping[str, HeadScore]", after: "Mapping[str, HeadScore]"
+) -> dict[str, HeadResult]:
+    return {
+        name: HeadResult(
+            loss_before=before[name].loss,
+            loss_after=score.loss,
+            top1_before=before[name].top1,
+            top1=score.top1,
+        )
+        for name, score in after.items()
+    }
+
+
+def _source_results(
+    before: "Mapping[str, HeadScore]", after: "Mapping[str, HeadScore]", held_out: "Sequence[Encoded]"
+) -> dict[str, SourceResult]:
+    return {
+        source: SourceResult(
+            heads=_head_results(
+                {name: score.part(places) for name, score in before.items()},
+                {name: score.part(places) for name, score in after.items()},
+            ),
+            n=len(places),
+        )
+        for source, places in places_by_source(held_out).items()
+    }
+
+
+def _task_result(before: "TaskScore", after: "TaskScore") -> TaskResult:
+    further = [
+        TaskResult(metric=metric, value_before=before.further_values[metric], value=value, n=after.n)
+        for metric, value in after.further_values.items()
+    ]
+    return TaskResult(
+        metric=after.metric,
+        value_before=before.value,
+        value=after.value,
+        n=after.n,
+        passed_over=after.passed_over,
+        further=further,
     )
 
 
@@ -248,15 +328,24 @@ def plot(rows: Sequence[curves.Row], report: Report, folder: Path) -> None:
 
 def summary(report: Report) -> str:
     """The results as plain text for a terminal, at most 100 columns wide."""
-    table = Table("", "before", "after", title=_title(report), title_justify="left", title_style="", box=None)
-    for label, before, after in _results(report):
-        table.add_row(label, before, after)
-    console = Console(file=StringIO(), width=100, color_system=None)
-    console.print(table)
+    console = Console(file=StringIO(), width=100, color_system=None, markup=False)
+    console.print(_table(_title(report), ("", "before", "after"), _results(report)))
+    if report.held_out_by_source:
+        first = [
+            row[:4] for row in (_sources_columns(report), *_sources(report))
+        ]  # head_1's: four fit a terminal
+        console.print(_table("\nHeld-out loss by source, nats per token", first[0], first[1:]))
     text = "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]
     kept = _kept(report)
     notes = [_caution(report), kept and f"Kept: {kept}", _cost(report)]
     return "\n".join([text, "", *(textwrap.fill(note, 100) for note in notes if note)])
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(*columns, title=title, title_justify="left", title_style="", box=None)
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def markdown(report: Report) -> str:
@@ -265,7 +354,7 @@ def markdown(report: Report) -> str:
     rows = [f"| {label} | {before} | {after} |" for label, before, after in _results(report)]
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     revision = f", revision {report.data_revision}" if report.data_revision else ""
-    note = f". {report.data_note}" if report.data_note else ""
+    note = "".join(f". {text}" for text in (report.data_note, _passed_over(report)) if text)
     facts = {
         "Model": _model(report),
         "Data": f"{report.data}, from {report.data_source}{revision}. Licence: {report.data_licence}{note}",
@@ -285,12 +374,14 @@ def markdown(report: Report) -> str:
             "|---|---|---|",
             *rows,
             "",
+            *_sources_markdown(report),
             f"![Loss over the run]({CURVES})",
             "",
             "Held-out examples are taken out of the training split and never trained on; a held-out loss is the sum of",
             "nats over all their answer tokens, divided by the number of these tokens. `head_1` predicts the next token,",
             "`head_2` the one after it, and so on. The test items were looked at only before the first and after the last",
-            "training step. In brackets stands the 95 % Wilson interval: it covers the choice of test items, not that of the seed.",
+            "training step. In brackets stands the 95 % Wilson interval: it covers the choice of test items, not that of the seed,",
+            "and is wider than it need be for a score that items can have a part of.",
             "",
             *(f"- **{name}:** {text}" for name, text in facts.items() if text),
             "",
@@ -321,12 +412,41 @@ def _results(report: Report) -> list[tuple[str, str, str]]:
             (f"{name}: held-out loss, nats per token", f"{head.loss_before:.4f}", f"{head.loss_after:.4f}")
         )
         rows.append((f"{name}: held-out top-1", f"{head.top1_before:.1%}", f"{head.top1:.1%}"))
-    task = report.task
-    if task.n:
-        label = f"{task.metric.replace('_', ' ')} on {task.n} test items"
-        rows.append((label, _share(task.value_before, task.n), _share(task.value, task.n)))
+    for task in (report.task, *report.task.further):
+        metric = SPELT.get(task.metric, task.metric.replace("_", " "))
+        label = f"{metric} on {task.n} test items"
+        if task.n:
+            rows.append((label, _share(task.value_before, task.n), _share(task.value, task.n)))
     first = report.held_out_n
     return [(f"{what} ({first} examples)" if "held-out" in what else what, b, a) for what, b, a in rows]
+
+
+def _sources(report: Report) -> list[list[str]]:
+    """Rows of source, examples, before and after of every head."""
+    rows = []
+    for source, result in report.held_out_by_source.items():
+        losses = [loss for head in result.heads.values() for loss in (head.loss_before, head.loss_after)]
+        rows.append([" ".join(source.split()), str(result.n), *(f"{loss:.4f}" for loss in losses)])
+    return rows
+
+
+def _sources_columns(report: Report) -> list[str]:
+    heads = [f"{name} {when}" for name in report.held_out for when in ("before", "after")]
+    return ["source", "examples", *heads]
+
+
+def _sources_markdown(report: Report) -> list[str]:
+    if not report.held_out_by_source:
+        return []
+    columns = _sources_columns(report)
+    rows = [columns, ["---"] * len(columns), *_sources(report)]
+    escaped = ([cell.replace("|", "\\|") for cell in row] for row in rows)
+    return [
+        "Held-out loss by source, nats per token:",
+        "",
+        *(f"| {' | '.join(row)} |" for row in escaped),
+        "",
+    ]
 
 
 def _share(value: float, n: int) -> str:
@@ -342,7 +462,7 @@ def _caution(report: Report) -> str:
         return ""
     if report.data_source == "builtin":
         return f"The data are {report.data}. They show that training works; the score is not comparable with any published one."
-    return f"The data are {report.data}, your own: the score is not comparable with any published one."
+    return f"The data are {report.data}: the score is not comparable with any published one."
 
 
 def _model(report: Report) -> str:
@@ -385,6 +505,11 @@ def _skipped(report: Report) -> str:
         f"{report.skipped_examples} training examples were skipped{truncated} for their length; "
         f"{report.padding_share:.0%} of the tokens computed were padding."
     )
+
+
+def _passed_over(report: Report) -> str:
+    count = report.task.passed_over
+    return f"{count} test items were passed over, their prompts being too long" if count else ""
 
 
 def _cost(report: Report) -> str:

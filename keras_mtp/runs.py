@@ -1,6 +1,7 @@
 """What a finished run is good for: load its model, judge it again, ask it. On any backend, whatever trained it."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,9 @@ import keras
 
 from keras_mtp import checkpoint
 from keras_mtp.data.encoding import encode_all
-from keras_mtp.data.splits import split_held_out
+from keras_mtp.data.splits import places_by_source, split_held_out
 from keras_mtp.data.tokenizer import Tokenizer
-from keras_mtp.evaluation import judges
+from keras_mtp.evaluation import HeadScore, judges
 from keras_mtp.generation.statistics import Statistics
 from keras_mtp.generation.text import Wish
 from keras_mtp.models.backbone import base_info
@@ -52,7 +53,9 @@ def evaluate(run: Path, *, data: str | None = None, limit: int | None = None) ->
         data: another data source than the run's; limit: another number of examples.
 
     Returns:
-        `{"held_out": {"head_1": {"loss", "top1"}, ..., "n"}, "task": {"metric", "value", "n"}, "data", "backend"}`.
+        `{"held_out": {"head_1": {"loss", "top1"}, ..., "n"}, "task": {"metric", "value", "n"}, "data", "backend"}`. Where
+        the data name sources, `"held_out_by_source"` has the first of these for each; where a task has further measures,
+        `"task"` has `"further": {metric: {"value"}}`.
     """
     recipe = load_recipe(require_run(run) / RECIPE)
     recipe = with_options(recipe, {"data.source": data, "evaluation.limit": limit})
@@ -94,10 +97,21 @@ def _judged(model: MTPCausalLM, tokenizer: Tokenizer, recipe: Recipe) -> dict[st
     _, held_out = split_held_out(encoded.examples, recipe.evaluation.limit)
     judge_held_out, judge_task = judges(model, tokenizer, task, held_out, recipe)
     heads, answers = judge_held_out(), judge_task()
-    scores: dict[str, Any] = {name: {"loss": head.loss, "top1": head.top1} for name, head in heads.items()}
-    return {
-        "held_out": {**scores, "n": len(held_out)},
+    result: dict[str, Any] = {
+        "held_out": _by_head(heads, len(held_out)),
         "task": {"metric": answers.metric, "value": answers.value, "n": answers.n},
         "data": task.title,
         "backend": keras.config.backend(),
     }
+    if answers.further:
+        result["task"]["further"] = {name: {"value": value} for name, value in answers.further_values.items()}
+    if sources := places_by_source(held_out):
+        result["held_out_by_source"] = {
+            source: _by_head({name: head.part(places) for name, head in heads.items()}, len(places))
+            for source, places in sources.items()
+        }
+    return result
+
+
+def _by_head(heads: Mapping[str, HeadScore], n: int) -> dict[str, Any]:
+    return {**{name: {"loss": head.loss, "top1": head.top1} for name, head in heads.items()}, "n": n}

@@ -6,11 +6,17 @@ import pytest
 
 from keras_mtp.data.example import Example
 from keras_mtp.data.targets import head_targets, pad
-from keras_mtp.evaluation import HeldOutEvaluation, TaskScore, write_answers
+from keras_mtp.errors import UserError
+from keras_mtp.evaluation import HeadScore, HeldOutEvaluation, TaskScore, asked, write_answers
 from keras_mtp.layers.transformer_head import TransformerHead
 from keras_mtp.metrics import MetricsLog
+from keras_mtp.models.gguf import GGUFFile
+from keras_mtp.models.gguf_tokenizer import read_tokenizer
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
+from keras_mtp.recipe import EvaluationRecipe
+from keras_mtp.tasks import Task
 from tests import tiny
+from tests.tiny_gguf import write_tiny_gguf
 
 
 def _expected(model, items) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -57,6 +63,61 @@ def test_answers_file(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text("utf-8").splitlines()]
     assert [row["score"] for row in rows] == [1.0, 0.0] and rows[1]["after"] == "é"
     assert after.value == 0.5 and after.n == 2
+
+
+def test_answers_file_has_what_else_there_is(tmp_path):
+    example = Example(id="a", prompt="1?", answer="1", references=("one",), source="sums")
+    before = TaskScore(metric="f1", scores=(0.5,), completions=("x",), further={"exact": (0.0,)})
+    after = TaskScore(metric="f1", scores=(1.0,), completions=("1",), further={"exact": (1.0,)})
+    write_answers(tmp_path / "answers.jsonl", [example], before, after)
+    assert json.loads((tmp_path / "answers.jsonl").read_text("utf-8")) == {
+        "id": "a", "source": "sums", "prompt": "1?", "answer": "1", "references": ["one"],
+        "before": "x", "score_before": 0.5, "exact_before": 0.0, "after": "1", "score": 1.0, "exact": 1.0,
+    }  # fmt: skip
+    assert after.further_values == {"exact": 1.0}
+
+
+def test_the_score_on_a_part_is_that_of_its_items():
+    score = HeadScore(nats=np.array([1.0, 2.0, 6.0]), hits=np.array([1, 0, 2]), tokens=np.array([1, 1, 3]))
+    assert (score.part([0, 2]).loss, score.part([1]).top1) == (7 / 4, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("limit", "longest", "ids", "passed_over"), [(2, 0, "ab", 0), (2, 200, "ac", 1), (9, 200, "ac", 2)]
+)
+def test_test_items_with_long_prompts_are_passed_over(tokenizer, limit, longest, ids, passed_over):
+    found, count = asked(_Named(), tokenizer, EvaluationRecipe(limit=limit, max_prompt_tokens=longest))
+    assert ("".join(example.id for example in found), count) == (ids, passed_over)
+
+
+def test_no_test_items_are_asked_where_none_are_wanted(tokenizer):
+    assert asked(_Named(), tokenizer, EvaluationRecipe(test_limit=0, max_prompt_tokens=1)) == ([], 0)
+
+
+def test_prompts_that_are_all_too_long_are_refused(tokenizer):
+    with pytest.raises(UserError, match=r"must leave a test item.* which all 4 prompts exceed"):
+        asked(_Named(), tokenizer, EvaluationRecipe(max_prompt_tokens=1))
+
+
+class _Named(Task):
+    """Four test items, the second and the last with long prompts."""
+
+    def examples(self, split):
+        long = "word " * 300
+        return [
+            Example(id=id, prompt=prompt, answer="1")
+            for id, prompt in zip("abcd", ("x", long, "y", long), strict=True)
+        ]
+
+    def score(self, example, completion):
+        return 1.0
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "tiny.gguf"
+    write_tiny_gguf(path, num_layers=1)
+    return read_tokenizer(GGUFFile(path))
 
 
 def test_an_evaluation_joins_the_row_of_its_step(tmp_path):

@@ -147,7 +147,7 @@ def test_conversations_of_the_users_own(tmp_path):
     )
     assert result.truncated_examples + result.skipped_examples > 0
     text = (tmp_path / "run" / "report.md").read_text()
-    assert "The data are my.jsonl, your own" in text and "Test split: 4 of the file's 41 examples" in text
+    assert "The data are my.jsonl: the score" in text and "Test split: 4 of the file's 41 examples" in text
     (answer, *_) = map(json.loads, (tmp_path / "run" / "answers.jsonl").read_text().splitlines())
     assert [turn["role"] for turn in answer["history"]] == ["user", "assistant"]
     (tmp_path / "mine.jinja").unlink()  # the run has kept the text

@@ -118,9 +118,55 @@ def test_data_of_the_users_own_are_called_that():
     )
     for text in (report.markdown(own), report.summary(own)):
         flat = " ".join(text.split())
-        assert "The data are my.jsonl, your own: the score is not comparable with any published one" in flat
+        assert "The data are my.jsonl: the score is not comparable with any published one" in flat
     assert "Test split: 4 of the file's 40 examples\n" in report.markdown(own)
     assert "12 training examples were skipped and 3 truncated for their length" in report.markdown(own)
+
+
+def by_source(heads: int = 2) -> report.Report:
+    """A report with a second measure, and with two sources, one of a name that Markdown and rich would read."""
+    plain = example(heads)
+    further = [report.TaskResult(metric="exact_match", value_before=0.125, value=0.5, n=48)]
+    score = report.TaskResult(
+        metric="token_f1", value_before=0.25, value=0.75, n=48, passed_over=3, further=further
+    )
+    sources = {
+        name: report.SourceResult(heads=plain.held_out, n=n) for name, n in (("cnn", 60), ("[/a|b]\n", 4))
+    }
+    return dataclasses.replace(plain, task=score, held_out_by_source=sources)
+
+
+def test_json_has_further_measures_and_sources_where_there_are_any():
+    written = by_source().to_json()
+    assert written["task"] == {
+        "metric": "token_f1",
+        "value_before": 0.25,
+        "value": 0.75,
+        "n": 48,
+        "passed_over": 3,
+        "further": {"exact_match": {"value_before": 0.125, "value": 0.5}},
+    }
+    assert list(written["held_out_by_source"]) == ["cnn", "[/a|b]\n"]
+    assert written["held_out_by_source"]["cnn"] == {**written["held_out"], "n": 60}
+
+
+def test_markdown_has_further_measures_and_sources_where_there_are_any():
+    text = report.markdown(by_source())
+    assert (
+        "| token F1 on 48 test items | 25.0% (" in text and "| exact match on 48 test items | 12.5% (" in text
+    )
+    assert "3 test items were passed over, their prompts being too long" in text
+    assert "| source | examples | head_1 before | head_1 after | head_2 before | head_2 after |" in text
+    assert "| cnn | 60 | 1.5000 | 0.9000 | 3.0000 | 1.8000 |\n| [/a\\|b] | 4 |" in text
+    for words in ("by source", "passed over"):
+        assert words not in report.markdown(example())
+
+
+def test_summary_shows_the_sources_by_head_1():
+    lines = report.summary(by_source(heads=4)).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert ["cnn", "60", "1.5000", "0.9000"] in [line.split() for line in lines]
+    assert any(line.split()[0] == "[/a|b]" for line in lines if line)
 
 
 def test_summary_fits_a_terminal():

@@ -11,6 +11,7 @@ Prompts and answers are encoded one after the other, which is exactly what gener
 encoded, then tokens one by one.
 """
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -30,11 +31,13 @@ class Encoded:
         id: the example's id.
         ids: int32 array (T,), the conversation up to the end of its last turn.
         is_answer: bool array (T,), True at the tokens to learn: the assistant's, end tokens included. The last always is.
+        source: the example's source.
     """
 
     id: str
     ids: np.ndarray
     is_answer: np.ndarray
+    source: str = ""
 
     @property
     def prompt_ids(self) -> list[int]:
@@ -99,7 +102,9 @@ def encode_example(example: Example, tokenizer: Tokenizer) -> Encoded:
         ids, is_answer = _joined(cut_at_answers(example.messages, tokenizer), tokenizer)
     except UserError as error:
         raise UserError(f"Example {example.id}: {error}") from error
-    return Encoded(id=example.id, ids=np.asarray(ids, "int32"), is_answer=np.asarray(is_answer))
+    return Encoded(
+        id=example.id, ids=np.asarray(ids, "int32"), is_answer=np.asarray(is_answer), source=example.source
+    )
 
 
 def encode_all(
@@ -130,7 +135,7 @@ def encode_all(
 
 def _truncated(item: Encoded, max_tokens: int) -> Encoded:
     length = int(np.flatnonzero(item.is_answer[:max_tokens])[-1]) + 1
-    return Encoded(id=item.id, ids=item.ids[:length], is_answer=item.is_answer[:length])
+    return dataclasses.replace(item, ids=item.ids[:length], is_answer=item.is_answer[:length])
 
 
 def _refuse_special_tokens(messages: Sequence[Message], tokenizer: Tokenizer) -> None:

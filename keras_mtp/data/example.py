@@ -31,6 +31,7 @@ class Example:
         answer: what the model should say, the whole of it.
         history: the turns before the prompt. The assistant's among them are learnt as well.
         references: further answers that count as right, where a task has several.
+        source: which part of the data it is from, where they have parts; a report shows the loss on each.
 
     Raises:
         UserError: the turns do not alternate between user and assistant, after at most one of system; or one is empty.
@@ -46,6 +47,7 @@ class Example:
     answer: str
     history: tuple[Message, ...] = ()
     references: tuple[str, ...] = ()
+    source: str = ""
 
     def __post_init__(self) -> None:
         _check(self.messages)

@@ -41,3 +41,12 @@ def split_held_out(examples: Sequence[Encoded], limit: int) -> tuple[list[Encode
     seen = {item.ids.tobytes() for item in held_out}
     training = [examples[i] for i in np.sort(order[size:]) if examples[i].ids.tobytes() not in seen]
     return training, held_out[:limit]
+
+
+def places_by_source(examples: Sequence[Encoded]) -> dict[str, list[int]]:
+    """Where the examples of each source stand in the list, the largest source first; nothing if they name no source."""
+    places: dict[str, list[int]] = {}
+    for place, example in enumerate(examples):
+        if example.source:
+            places.setdefault(example.source, []).append(place)
+    return dict(sorted(places.items(), key=lambda entry: (-len(entry[1]), entry[0])))

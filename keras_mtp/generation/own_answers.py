@@ -4,6 +4,7 @@ A draft is accepted where it is what the model itself says next. The data's answ
 learn another distribution than the one they are judged by (Cai et al. 2024, Medusa, arXiv 2401.10774, section 2.3.2).
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import keras
@@ -49,7 +50,7 @@ def own_answers(
         for i, answer in zip(chosen, said, strict=True):
             ids = np.array([*prompts[i], *answer, end][:max_tokens], "int32")
             is_answer = np.arange(len(ids)) >= len(prompts[i])
-            answered[i] = Encoded(id=examples[i].id, ids=ids, is_answer=is_answer)
+            answered[i] = dataclasses.replace(examples[i], ids=ids, is_answer=is_answer)
     return [answered[i] for i in prompts]
 
 

@@ -50,3 +50,7 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def score(self, example: Example, completion: str) -> float:
         """From 0.0 (wrong) to 1.0 (right). `completion` is the model's turn without its special tokens."""
+
+    def further_scores(self, example: Example, completion: str) -> dict[str, float]:
+        """Scores by other measures, by their names, the same for every example; a report shows their means as well."""
+        return {}
