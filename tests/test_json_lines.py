@@ -4,7 +4,8 @@ import gzip
 
 import pytest
 
-from keras_mtp.data.json_lines import read_jsonl
+from keras_mtp.data import json_lines
+from keras_mtp.data.json_lines import read_json, read_jsonl
 from keras_mtp.errors import UserError
 
 pytestmark = pytest.mark.any_backend
@@ -86,3 +87,22 @@ def test_the_place_of_a_slip_is_that_in_the_file(tmp_path):
     path.write_text('{"a": 1}\n{"a": 2\n{"a": 3}\n')
     with pytest.raises(UserError, match=r"line 2, column 8 \(Expecting ',' delimiter\)"):
         list(read_jsonl(path))
+
+
+def test_a_file_that_is_one_object(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_bytes(b'\xef\xbb\xbf{\n"a": ["caf\xc3\xa9"]\n}\n')
+    assert read_json(path) == {"a": ["caf\u00e9"]}
+
+
+def test_a_file_that_is_too_large_is_not_parsed(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_lines, "LARGEST_JSON", 1 << 20)
+    (tmp_path / "x.json").write_bytes(b'{"a": "' + b"a" * (1 << 20) + b'"}')
+    with pytest.raises(UserError, match=r"at most 1 MiB. Received: .*x\.json, which is larger"):
+        read_json(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("name", ["missing.json", "."])
+def test_what_is_no_file_is_named(tmp_path, name):
+    with pytest.raises(UserError, match="must be a file that can be read"):
+        read_json(tmp_path / name)

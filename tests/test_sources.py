@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import datasets
 import pyarrow
 import pytest
 
@@ -39,21 +40,37 @@ def ask_the_hub(tmp_path, before="", **environment):
     return "\n".join(said), float(seconds)
 
 
-def write_cache(home, rows):
-    """A copy of `openai/gsm8k` as `datasets` leaves it in its cache."""
-    folder = home / "datasets" / "openai___gsm8k" / "main" / "0.0.0" / "c0ffee"
+def write_cache(home, splits, owner="openai", name="gsm8k", config="main"):
+    """A copy of a data set as `datasets` leaves it in its cache; `splits` has the rows of each."""
+    folder = home / "datasets" / f"{owner}___{name}" / config / "0.0.0" / "c0ffee"
     folder.mkdir(parents=True)
-    table = pyarrow.Table.from_pylist(rows)
-    with pyarrow.ipc.new_stream(str(folder / "gsm8k-test.arrow"), table.schema) as writer:
-        writer.write_table(table)
+    for split, rows in splits.items():
+        table = pyarrow.Table.from_pylist(rows)
+        with pyarrow.ipc.new_stream(str(folder / f"{name}-{split}.arrow"), table.schema) as writer:
+            writer.write_table(table)
     info = {
-        "config_name": "main",
-        "dataset_name": "gsm8k",
-        "features": {key: {"dtype": "string", "_type": "Value"} for key in rows[0]},
-        "splits": {"test": {"name": "test", "num_examples": len(rows), "dataset_name": "gsm8k"}},
+        "config_name": config,
+        "dataset_name": name,
+        "features": datasets.Features.from_arrow_schema(table.schema).to_dict(),
+        "splits": {
+            split: {"name": split, "num_examples": len(rows), "dataset_name": name}
+            for split, rows in splits.items()
+        },
         "version": {"version_str": "0.0.0", "major": 0, "minor": 0, "patch": 0},
     }
     (folder / "dataset_info.json").write_text(json.dumps(info))
+
+
+def ask_offline(home, code) -> str:
+    """What a fresh process printed that runs the code, with `home` as the hub's cache and without a network."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
 
 
 @pytest.mark.parametrize(
@@ -75,7 +92,7 @@ def test_without_the_hub_one_short_error_comes_at_once(tmp_path, environment, re
 
 def test_without_the_hub_its_cache_is_read(tmp_path):
     rows = [{"question": "2 + 2?", "answer": "#### 4"}, {"question": "3 + 3?", "answer": "#### 6"}]
-    write_cache(tmp_path, rows)
+    write_cache(tmp_path, {"test": rows})
     said, seconds = ask_the_hub(tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
     assert said == f"Rows(rows={rows}, revision='c0ffee')"
     assert seconds < 12

@@ -1,4 +1,4 @@
-"""JSON Lines files, read strictly: one object a line in UTF-8, and every mistake named with its file and line."""
+"""JSON Lines files, and files that are one JSON object, read strictly: UTF-8, and every mistake named with its place."""
 
 import json
 from collections.abc import Iterator
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from keras_mtp.errors import UserError
+
+LARGEST_JSON = 256 << 20  # bytes; CoQA's larger file has 49 MB
 
 OTHER_FILES = {
     b"\x1f\x8b": "a gzip file: unpack it (gunzip)",
@@ -44,10 +46,37 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
         ) from error
 
 
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The object that a JSON file in UTF-8 holds.
+
+    Raises:
+        UserError: as for `read_jsonl`; or the file is empty, or larger than 256 MiB.
+
+    Example:
+
+    ```python
+    read_json("coqa-dev-v1.0.json")["version"]
+    ```
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read(LARGEST_JSON + 1)
+    except OSError as error:
+        raise UserError(
+            f"The data must be a file that can be read. Received: {path} ({error.strerror}). Check the path."
+        ) from error
+    if len(content) > LARGEST_JSON:
+        raise UserError(
+            f"A JSON file must have at most {LARGEST_JSON >> 20} MiB. Received: {path}, which is larger. Take a part of it."
+        )
+    if not content.strip():
+        raise UserError(f"The data must be a JSON object. Received: {path}, which is empty.")
+    _refuse_marks(content[:4], path, "JSON")
+    return _parse(content, str(path), "The file")
+
+
 def _refuse_other_files(beginning: bytes, path: str | Path) -> None:
-    for mark, kind in OTHER_FILES.items():
-        if beginning.startswith(mark):
-            raise UserError(f"The data must be JSON Lines, a text. Received: {path}, which is {kind}.")
+    _refuse_marks(beginning, path, "JSON Lines")
     if beginning.strip() == b"[":
         raise UserError(
             f"The data must be JSON Lines, an object on each line. Received: {path}, line 1, which opens one JSON array. "
@@ -55,7 +84,14 @@ def _refuse_other_files(beginning: bytes, path: str | Path) -> None:
         )
 
 
-def _parse(text: bytes, place: str) -> dict[str, Any]:
+def _refuse_marks(beginning: bytes, path: str | Path, wanted: str) -> None:
+    for mark, kind in OTHER_FILES.items():
+        if beginning.startswith(mark):
+            raise UserError(f"The data must be {wanted}, a text. Received: {path}, which is {kind}.")
+
+
+def _parse(text: bytes, place: str, what: str = "Every line") -> dict[str, Any]:
+    """The object that a text is. `what` says in errors what should have been one."""
     try:
         decoded = text.decode("utf-8-sig").rstrip()  # else an error at the end stands on "line 2"
         row = json.loads(decoded, parse_constant=_no_number, object_pairs_hook=_every_key_once)
@@ -63,7 +99,7 @@ def _parse(text: bytes, place: str) -> dict[str, Any]:
             json.dumps(row, ensure_ascii=False).encode()  # fails on half a surrogate pair
     except UnicodeDecodeError as error:
         raise UserError(
-            f"Every line must be a JSON object in UTF-8. Received: {place} ({error}). Save the file as UTF-8."
+            f"{what} must be a JSON object in UTF-8. Received: {place} ({error}). Save the file as UTF-8."
         ) from error
     except UnicodeEncodeError as error:
         raise UserError(
@@ -71,14 +107,15 @@ def _parse(text: bytes, place: str) -> dict[str, Any]:
             f"(\\u{ord(error.object[error.start]):x}). Mend it."
         ) from error
     except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if "\n" in decoded else ""
         raise UserError(
-            f"Every line must be a JSON object. Received: {place}, column {error.colno} ({error.msg}). Mend it."
+            f"{what} must be a JSON object. Received: {place}, {line}column {error.colno} ({error.msg}). Mend it."
         ) from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"Every line must be a JSON object. Received: {place} ({error}). Mend it.") from error
+        raise UserError(f"{what} must be a JSON object. Received: {place} ({error}). Mend it.") from error
     if not isinstance(row, dict):
         raise UserError(
-            f"Every line must be a JSON object. Received: {place}, which is a {type(row).__name__}. Mend it."
+            f"{what} must be a JSON object. Received: {place}, which is a {type(row).__name__}. Mend it."
         )
     return row
 

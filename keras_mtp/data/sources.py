@@ -9,6 +9,8 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from keras_mtp import backend
 from keras_mtp.errors import UserError
 
@@ -118,8 +120,13 @@ def _tfds_rows(tfds: Any, builder: Any, split: str) -> Iterator[dict[str, Any]]:
     return iter(tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False)))
 
 
-def _texts(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value.decode() if isinstance(value, bytes) else value for key, value in row.items()}
+def _texts(value: Any) -> Any:
+    """TFDS' bytes as texts, its arrays as lists, however deep."""
+    if isinstance(value, dict):
+        return {key: _texts(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [_texts(inner) for inner in value]
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def _why_no_answer(address: str) -> Exception | None:

@@ -17,6 +17,7 @@ from typing import Any, Self
 from keras_mtp.data.example import Example, Message
 from keras_mtp.data.json_lines import read_jsonl
 from keras_mtp.errors import UserError
+from keras_mtp.tasks.mixed_order import rank
 from keras_mtp.tasks.task import SPLITS, Split, Task
 
 TEST_SHARE, LARGEST_TEST = 0.1, 500  # of a single file
@@ -97,7 +98,7 @@ def split_test(examples: Iterable[Example], origin: str) -> tuple[list[Example],
         `(training, test)`: training in the order of the file, test in an order as good as random.
     """
     examples = list(examples)
-    ranks = {example.normalised: _hash(repr(example.normalised).encode()) for example in examples}
+    ranks = {example.normalised: rank(example) for example in examples}
     if len(ranks) < 3:
         raise UserError(
             "A file must hold at least 3 different examples: to train on, to follow the training, and to test. "
@@ -168,9 +169,5 @@ def _normalised(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def _hash(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
 def _digest(files: Iterable[Path]) -> str:
-    return f"sha256 {_hash(b''.join(file.read_bytes() for file in files))[:16]}"
+    return f"sha256 {hashlib.sha256(b''.join(file.read_bytes() for file in files)).hexdigest()[:16]}"
