@@ -77,8 +77,8 @@ _backend = click.option(
 _data = click.option(
     "--data",
     metavar="hub|tfds|builtin|PATH",
-    help="Where the examples come from: downloaded, generated here, a folder with train.jsonl and test.jsonl, or, with "
-    "the task jsonl, a file of your own.",
+    help="Where the examples come from: downloaded, generated here, a folder with train.jsonl and test.jsonl (for coqa "
+    "train.json and dev.json), or, with the task jsonl, a file of your own.",
 )
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else.")
 _run_argument = click.argument("run", type=click.Path(path_type=Path), callback=_is_run)
@@ -112,7 +112,7 @@ def cli() -> None:
 @_model
 @click.option(
     "--task",
-    metavar="gsm8k|jsonl",
+    metavar="gsm8k|coqa|instruct|jsonl",
     help="What to train for, if not what the recipe says; jsonl learns from conversations of your own. Without NAME it "
     "picks the recipe too.",
 )

@@ -47,6 +47,81 @@ def chat(*messages, **extra) -> dict:
     return {"messages": list(messages), **extra}
 
 
+def dialogue(**changes) -> dict:
+    """A story of CoQA with two questions."""
+    texts = [{"input_text": "x", "turn_id": 1}, {"input_text": "y", "turn_id": 2}]
+    return {"id": "s", "source": "cnn", "story": "A passage.", "questions": texts, "answers": texts} | changes
+
+
+def coqa(*stories) -> dict:
+    """A folder whose `dev.json` holds these stories."""
+    return {
+        "d/train.json": json.dumps({"data": [dialogue(id="train")]}),
+        "d/dev.json": json.dumps({"data": stories}),
+    }
+
+
+def turn(**changes) -> list[dict]:
+    return [{"input_text": "x", "turn_id": 1}, {"input_text": "y", "turn_id": 2} | changes]
+
+
+STORY = "dev.json, story 1 (s)"
+COQA_CASES = {
+    "CoQA folder without files": ({"d/x": "x"}, ("d, which holds neither", "train.json or coqa-train-v1.0.json")),
+    "CoQA folder without dev": ({"d/train.json": json.dumps({"data": [dialogue()]})}, ("dev.json or coqa-dev-v1.0.json",)),
+    "CoQA file is empty": ({"d/train.json": " \n"}, ("train.json, which is empty",)),
+    "CoQA file cut off": ({"d/train.json": '{"data": [\n{"id": "a",'}, ("must be a JSON object", "train.json, line 2, column")),
+    "CoQA file is a list": ({"d/train.json": "[]"}, ("train.json, which is a list",)),
+    "CoQA file in UTF-16": ({"d/train.json": "{}".encode("utf-16")}, ("UTF-16: save it as UTF-8",)),
+    "CoQA file in Latin-1": ({"d/train.json": b'{"data": "caf\xe9"}'}, ("in UTF-8", "Save the file as UTF-8")),
+    "CoQA file is a gzip file": ({"d/train.json": gzip.compress(b"{}")}, ("which is a gzip file: unpack it",)),
+    "CoQA file with NaN": ({"d/train.json": '{"data": NaN}'}, ("NaN is not JSON",)),
+    "CoQA file with a key twice": ({"d/train.json": '{"data": [], "data": []}'}, ("'data' stands there twice",)),
+    "CoQA without data": ({"d/train.json": '{"version": "1.0"}'}, ("'data' must be a list", "the keys are version")),
+    "CoQA data is a number": ({"d/train.json": '{"data": 1}'}, ("train.json, where it is a int",)),
+    "CoQA without stories": (coqa(), ("dev.json, which has none",)),
+    "story is a text": (coqa("x"), ("dev.json, story 1, which is a str",)),
+    "story without id": (coqa({"story": "x"}), ("'id' must be a str", "dev.json, story 1, where it is missing: the keys are story")),
+    "story id twice": (coqa(dialogue(), dialogue()), ("'id' must be unique", "dev.json, story 2, with 's', which", "story 1 has too")),
+    "story id in both files": (coqa(dialogue(id="train")), ("'id' must be unique", "train.json, story 1 has too")),
+    "story without passage": (coqa(dialogue(story=None)), ("'story' must be a str", STORY, "a NoneType")),
+    "empty passage": (coqa(dialogue(story=" \n")), ("'story' must be a passage", f"{STORY}, where it is empty")),
+    "passage is a list": (coqa(dialogue(story=["x"])), ("'story' must be a str", "a list")),
+    "story without source": (coqa(dialogue(source=3)), ("'source' must be a str", "a int")),
+    "questions are a text": (coqa(dialogue(questions="x")), ("'questions' must be a list", STORY)),
+    "no questions": (coqa(dialogue(questions=[], answers=[])), ("at least one question", f"{STORY}, which has none")),
+    "answers are missing": (coqa({k: v for k, v in dialogue().items() if k != "answers"}), ("'answers' must be a list", "missing")),
+    "fewer answers than questions": (coqa(dialogue(answers=turn()[:1])), (STORY, "2 questions and 1 answers")),
+    "more answers than questions": (coqa(dialogue(questions=turn()[:1])), (STORY, "1 questions and 2 answers")),
+    "fewer further answers": (
+        coqa(dialogue(additional_answers={"0": turn(), "1": turn()[:1]})), (STORY, "2 questions and 1 answers of 1"),
+    ),
+    "further answers are a list": (coqa(dialogue(additional_answers=[])), ("'additional_answers' must be a dict", "a list")),
+    "a question is a text": (coqa(dialogue(questions=["x", "y"])), ("turn 1 of 'questions', which is a str",)),
+    "a question is a number": (coqa(dialogue(questions=turn(input_text=2))), ("'input_text' must be a str", "turn 2 of 'questions'")),
+    "an answer is null": (coqa(dialogue(answers=turn(input_text=None))), ("turn 2 of 'answers', where it is a NoneType",)),
+    "turns out of order": (coqa(dialogue(answers=turn(turn_id=3))), ("turn 2 of 'answers', where it is 3",)),
+    "turn_id is a text": (coqa(dialogue(answers=turn(turn_id="2"))), ("'turn_id' must be a int", "a str")),
+    "a dialogue trained on": (coqa(dialogue()) | {"d/train.json": json.dumps({"data": [dialogue(id="t")]})}, ("s/2, the same as t",)),
+}  # fmt: skip
+INSTRUCTION = {"prompt": "a", "response": "b", "source": "c"}
+INSTRUCT_CASES = {
+    "instruct folder without test": ({"d/train.jsonl": [INSTRUCTION]}, ("test.jsonl (No such file",)),
+    "instruct split is empty": ({"d/train.jsonl": ""}, ("train.jsonl, which is empty",)),
+    "instruct file is Parquet": ({"d/train.jsonl": b"PAR1\x15"}, ("which is a Parquet file",)),
+    "instruct row cut off": ({"d/train.jsonl": '{"prompt": "a'}, ("must be a JSON object", "train.jsonl, line 1")),
+    "instruct row without source": (
+        {"d/train.jsonl": [INSTRUCTION, {"prompt": "a", "response": "b"}]},
+        ("'source'", "train.jsonl, line 2, with the keys prompt, response"),
+    ),
+    "instruct row with a blank response": (
+        {"d/train.jsonl": [{**INSTRUCTION, "response": " "}]}, ("'response'", "train.jsonl, line 1"),
+    ),
+    "instruct prompt is a list": ({"d/train.jsonl": [{**INSTRUCTION, "prompt": ["a"]}]}, ("'prompt'", "line 1")),
+    "instruct row trained on": (
+        {"d/train.jsonl": [INSTRUCTION], "d/test.jsonl": [INSTRUCTION]}, ("test.jsonl:1, the same as train.jsonl:1",),
+    ),
+}  # fmt: skip
 CASES = {
     # files
     "no file": Case({}, ("JSON Lines file that exists", "Received: 'my.jsonl'")),
@@ -161,9 +236,13 @@ CASES = {
     "prompt and response for GSM8K": Case(
         {"d/train.jsonl": GOOD}, ("train.jsonl, line 1", "'question'"), task="gsm8k", data="d"
     ),
+    # CoQA's files
+    **{name: Case(files, said, task="coqa", data="d") for name, (files, said) in COQA_CASES.items()},
+    # instruct-v3's rows
+    **{name: Case(files, said, task="instruct", data="d") for name, (files, said) in INSTRUCT_CASES.items()},
     # names
     "unknown task": Case(
-        {"my.jsonl": GOOD}, ("gsm8k, jsonl. Received: 'jsonll'. Did you mean 'jsonl'?",), task="jsonll"
+        {"my.jsonl": GOOD}, ("instruct, jsonl. Received: 'jsonll'. Did you mean 'jsonl'?",), task="jsonll"
     ),
     "unknown source": Case(
         {}, ("Received: 'buildin'. Did you mean 'builtin'?",), task="gsm8k", data="buildin"
@@ -273,6 +352,11 @@ COMMANDS = {
         ["jsonl", "--set", "data.template=x.jinja"],
         "x.jinja (No such file or directory)",
     ),
+    "CoQA's folder missing": (
+        ["coqa", "--data", "nowhere"],
+        "'hub', 'tfds', 'builtin' or a folder with train.json",
+    ),
+    "instruct has no builtin": (["instruct", "--data", "builtin"], "(no examples are generated for it)"),
     "template by a wrong name": (["jsonl", "--set", "data.template=llama3"], "`data.template` must be chat"),
 }
 

@@ -246,3 +246,35 @@ def test_bfloat16_storage_and_linear_heads_run(tmp_path):
         evaluation__limit=1,
     )
     assert pipeline.run(recipe, tmp_path / "run", progress=False).held_out["head_3"].loss_after > 0
+
+
+def test_a_sample_of_coqa_is_judged_by_source_and_by_two_measures(tmp_path):
+    _data(tmp_path)
+    for name, numbers in (("train", range(40)), ("dev", range(40, 44))):
+        stories = [
+            {
+                "id": f"{n}",
+                "source": ("cnn", "mctest")[n % 2],
+                "story": f"apples {n}",
+                "questions": [{"input_text": f"how {i}", "turn_id": i} for i in (1, 2)],
+                "answers": [{"input_text": f"box {i}", "turn_id": i} for i in (1, 2)],
+            }
+            for n in numbers
+        ]
+        (tmp_path / f"{name}.json").write_text(json.dumps({"data": stories}))
+    recipe = _recipe(tmp_path, task="coqa", heads__count=0, evaluation__limit=4)
+    result = pipeline.run(recipe, tmp_path / "run", progress=False).to_json()
+    assert result["data"] == "a sample of CoQA (44 of 7,699 conversations)"
+    assert result["task"]["metric"] == "token_f1" and list(result["task"]["further"]) == ["exact_match"]
+    sources = result["held_out_by_source"]
+    assert set(sources) <= {"cnn", "mctest"} and sum(source["n"] for source in sources.values()) == 4
+    judged = runs.evaluate(tmp_path / "run")
+    assert (
+        judged["task"]["further"]["exact_match"]["value"] == result["task"]["further"]["exact_match"]["value"]
+    )
+    for name, source in sources.items():
+        again = judged["held_out_by_source"][name]
+        assert again["n"] == source["n"]
+        assert again["head_1"]["loss"] == pytest.approx(source["head_1"]["loss_after"], rel=1e-5)
+    answers = [json.loads(line) for line in (tmp_path / "run" / "answers.jsonl").read_text().splitlines()]
+    assert {"exact_match", "exact_match_before", "source"} <= set(answers[0]) and len(answers) == 4

@@ -1,10 +1,13 @@
 """Finding a task and its data by name."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from keras_mtp import tasks
 from keras_mtp.errors import UserError
 from keras_mtp.tasks import TASKS, Task, load_task
 from tests.test_sources import ROWS, write_tfds
@@ -37,10 +40,20 @@ def test_a_folder_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("gsm8", "builtin", "`task` must be one of: gsm8k, jsonl. Received: 'gsm8'. Did you mean 'gsm8k'?"),
-        ("chess", "builtin", "`task` must be one of: gsm8k, jsonl. Received: 'chess'."),
+        (
+            "gsm8",
+            "builtin",
+            "`task` must be one of: gsm8k, coqa, instruct, jsonl. Received: 'gsm8'. Did you mean 'gsm8k'?",
+        ),
+        ("chess", "builtin", "`task` must be one of: gsm8k, coqa, instruct, jsonl. Received: 'chess'."),
         ("gsm8k", "buildin", f"{NO_FOLDER} Received: 'buildin'. Did you mean 'builtin'?"),
         ("gsm8k", "no/such", f"{NO_FOLDER} Received: 'no/such'."),
+        (
+            "instruct",
+            "builtin",
+            "`data` of the task instruct must be 'hub' or a folder with train.jsonl and test.jsonl (no examples are "
+            "generated for it). Received: 'builtin'.",
+        ),
         ("jsonl", "hub", f"{NO_FILE} Received: 'hub'."),
         ("jsonl", "no/such", f"{NO_FILE} Received: 'no/such'."),
         ("gsm8k", __file__, f"{NO_FOLDER} Received: {__file__!r}."),
@@ -55,6 +68,27 @@ def test_what_does_not_exist_is_refused_with_a_suggestion(name, data, message):
 def test_a_folder_without_the_files_names_the_file(tmp_path):
     with pytest.raises(UserError, match=r"train\.jsonl"):
         load_task("gsm8k", str(tmp_path))
+
+
+def test_the_readmes_task_is_one(tmp_path):
+    readme = Path(__file__).parent.parent / "README.md"
+    made, entry = re.findall(
+        r"```py\n(.*?)```", readme.read_text("utf-8").split("## Add a task")[1], re.DOTALL
+    )[:2]
+    names: dict = {"Sources": tasks.Sources}
+    exec(compile(made, str(readme), "exec"), names)
+    sources = eval(f"{{{entry}}}", names)["riddles"]
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"q": "What is a {name}?", "a": "That."}}\n')
+    assert sources.accepts(tmp_path)
+    task = sources.path(tmp_path)
+    (example,) = task.examples("test")
+    assert (
+        task.score(example, " That."),
+        task.score(example, "This."),
+        task.further_scores(example, ""),
+    ) == (1, 0, {})
+    assert isinstance(task, Task) and task.note == "" and task.source == str(tmp_path)
 
 
 def test_tasks_need_neither_keras_nor_datasets():

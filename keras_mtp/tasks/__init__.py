@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keras_mtp.errors import UserError
+from keras_mtp.tasks.coqa import CoQA
 from keras_mtp.tasks.gsm8k import GSM8K
+from keras_mtp.tasks.instruct import Instruct
 from keras_mtp.tasks.jsonl import JsonLines
 from keras_mtp.tasks.overlap import refuse_overlap
 from keras_mtp.tasks.task import Split, Task
+from keras_mtp.tasks.told_stories import ToldStories
 from keras_mtp.tasks.word_problems import WordProblems
 
 __all__ = ["TASKS", "Split", "Task", "load_task"]
@@ -36,6 +39,18 @@ TASKS = {
         path=GSM8K.from_folder,
         accepts=Path.is_dir,
         what="a folder that exists",
+    ),
+    "coqa": Sources(
+        named={"hub": CoQA.from_hub, "tfds": CoQA.from_tfds, "builtin": ToldStories},
+        path=CoQA.from_folder,
+        accepts=Path.is_dir,
+        what="a folder with train.json and dev.json",
+    ),
+    "instruct": Sources(
+        named={"hub": Instruct.from_hub},
+        path=Instruct.from_folder,
+        accepts=Path.is_dir,
+        what="a folder with train.jsonl and test.jsonl (no examples are generated for it)",
     ),
     "jsonl": Sources(
         named={},
