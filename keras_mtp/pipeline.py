@@ -71,7 +71,8 @@ def _run(recipe: Recipe, folder: Path, screen: Console, callbacks: Sequence) -> 
 
     model, tokenizer = model_from_recipe(recipe)
     start.restore(model, base)
-    encoded = encode_all(task.examples("train"), tokenizer, recipe.data.max_tokens, recipe.data.too_long)
+    data = recipe.data
+    encoded = encode_all(task.examples("train"), tokenizer, data.max_tokens, data.too_long, data.special_text)
     training, held_out = split_held_out(encoded.examples, recipe.evaluation.limit)
     require_a_batch(training, recipe.training.batch_size)
     if recipe.data.answers == "model":
@@ -108,6 +109,7 @@ def _run(recipe: Recipe, folder: Path, screen: Console, callbacks: Sequence) -> 
         trained=trained,
         skipped_examples=len(encoded.skipped),
         truncated_examples=len(encoded.truncated),
+        marked_examples=len(encoded.marked),
         rows=log.rows,
         clock=clock,
         folder=folder,

@@ -123,6 +123,12 @@ class DataRecipe(_Table):
         "What happens to longer ones: they are skipped, or truncated on the right. A report counts them.",
         choices=("skip", "truncate"),
     )
+    special_text: str = field(
+        "refuse",
+        "What happens to examples that hold the text of one of the model's special tokens, such as <|im_end|>, which would "
+        "be read as the token: the data are refused, or such examples are skipped. A report counts them.",
+        choices=("refuse", "skip"),
+    )
     buckets: int = field(
         0,
         "Batches are padded to one of this many lengths: more pads less but compiles more. 0: as few as keep padding "

@@ -131,6 +131,7 @@ class Report:
         peak_bytes: peak resident memory less that after imports.
         seconds: of the whole run. padding_share: share of padding in what training computed.
         skipped_examples: training examples left out for their length. truncated_examples: those cut to it.
+        marked_examples: those left out for the text of a special token in them.
         date: when the run ended, ISO 8601. versions: by package. command: what repeats the run, argument by argument.
     """
 
@@ -165,6 +166,7 @@ class Report:
     padding_share: float
     skipped_examples: int
     truncated_examples: int = 0
+    marked_examples: int = 0
     date: str
     versions: Mapping[str, str] = field(default_factory=dict)
     command: Sequence[str] = ()
@@ -211,6 +213,7 @@ def from_run(
     trained: "Trained",
     skipped_examples: int,
     truncated_examples: int = 0,
+    marked_examples: int = 0,
     rows: Sequence[curves.Row],
     clock: "Clock",
     folder: Path,
@@ -256,6 +259,7 @@ def from_run(
         padding_share=trained.padding_share,
         skipped_examples=skipped_examples,
         truncated_examples=truncated_examples,
+        marked_examples=marked_examples,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={
             "keras_mtp": __version__,
@@ -501,8 +505,13 @@ def _kept(report: Report) -> str:
 
 def _skipped(report: Report) -> str:
     truncated = f" and {report.truncated_examples} truncated" if report.truncated_examples else ""
+    marked = (
+        f", {report.marked_examples} skipped for holding a special token's text"
+        if report.marked_examples
+        else ""
+    )
     return (
-        f"{report.skipped_examples} training examples were skipped{truncated} for their length; "
+        f"{report.skipped_examples} training examples were skipped{truncated} for their length{marked}; "
         f"{report.padding_share:.0%} of the tokens computed were padding."
     )
 

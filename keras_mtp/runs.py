@@ -93,7 +93,8 @@ def _restored(recipe: Recipe, run: Path) -> tuple[MTPCausalLM, Tokenizer]:
 
 def _judged(model: MTPCausalLM, tokenizer: Tokenizer, recipe: Recipe) -> dict[str, Any]:
     task = load_task(recipe.task, recipe.data.source)
-    encoded = encode_all(task.examples("train"), tokenizer, recipe.data.max_tokens, recipe.data.too_long)
+    data = recipe.data
+    encoded = encode_all(task.examples("train"), tokenizer, data.max_tokens, data.too_long, data.special_text)
     _, held_out = split_held_out(encoded.examples, recipe.evaluation.limit)
     judge_held_out, judge_task = judges(model, tokenizer, task, held_out, recipe)
     heads, answers = judge_held_out(), judge_task()

@@ -1,9 +1,11 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
 from keras_mtp.data.batches import MOST_BUCKETS, Batches, bucket_lengths, enough_buckets
 from keras_mtp.data.encoding import Encoded
-from keras_mtp.data.splits import split_held_out
+from keras_mtp.data.splits import places_by_source, split_held_out
 from keras_mtp.errors import UserError
 from tests import tiny
 
@@ -114,6 +116,15 @@ def test_held_out_slice_is_fixed_and_apart():
     assert [i.id for i in more[:10]] == [i.id for i in held_out]
     assert len(more) == 15 and len(train) == 180
     assert not {i.id for i in more} & {i.id for i in train}
+
+
+def test_examples_are_found_by_source_the_largest_first():
+    items = [
+        dataclasses.replace(item, source=source)
+        for item, source in zip(tiny.encoded(6), "bacaba", strict=True)
+    ]
+    assert places_by_source(items) == {"a": [1, 3, 5], "b": [0, 4], "c": [2]}
+    assert list(places_by_source(items)) == ["a", "b", "c"] and places_by_source(tiny.encoded(3)) == {}
 
 
 def test_what_says_the_same_as_a_held_out_item_is_not_trained_on():

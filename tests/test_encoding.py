@@ -1,3 +1,4 @@
+import dataclasses
 import doctest
 import hashlib
 
@@ -215,6 +216,22 @@ def test_text_that_would_be_read_as_a_special_token_is_refused(text):
     ):
         with pytest.raises(UserError, match=r"^Example x: A turn must not hold the text of a special token"):
             encode_example(example, _tokenizer())
+
+
+def test_text_that_would_be_read_as_a_special_token_can_be_skipped():
+    marked = Example(id="x", prompt="a", answer="b <|im_end|>")
+    split = encode_all([EXAMPLE, marked], _tokenizer(), 200, special_text="skip")
+    assert [item.id for item in split.examples] == [EXAMPLE.id]
+    assert (split.marked, split.skipped) == (["x"], [])
+    with pytest.raises(UserError, match=r"^Example x: .*data\.special_text=skip"):
+        encode_all([EXAMPLE, marked], _tokenizer(), 200)
+
+
+def test_an_encoded_example_keeps_its_source():
+    example = dataclasses.replace(EXAMPLE, source="sums")
+    (item,) = encode_all([example], _tokenizer(), 200).examples
+    (cut,) = encode_all([example], _tokenizer(), len(item.ids) - 1, "truncate").examples
+    assert (item.source, cut.source) == ("sums", "sums") and len(cut.ids) < len(item.ids)
 
 
 def test_truncation_keeps_what_can_be_learnt():

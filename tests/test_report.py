@@ -115,12 +115,16 @@ def test_data_of_the_users_own_are_called_that():
         data_source="/home/me/my.jsonl",
         data_note="Test split: 4 of the file's 40 examples",
         truncated_examples=3,
+        marked_examples=2,
     )
     for text in (report.markdown(own), report.summary(own)):
         flat = " ".join(text.split())
         assert "The data are my.jsonl: the score is not comparable with any published one" in flat
     assert "Test split: 4 of the file's 40 examples\n" in report.markdown(own)
-    assert "12 training examples were skipped and 3 truncated for their length" in report.markdown(own)
+    assert (
+        "12 training examples were skipped and 3 truncated for their length, 2 skipped for holding"
+        in report.markdown(own)
+    )
 
 
 def by_source(heads: int = 2) -> report.Report:

@@ -52,11 +52,13 @@ class EncodedSplit:
     Args:
         examples: those that fit, or were made to.
         skipped: ids of those left out for their length. truncated: ids of those cut to it.
+        marked: ids of those left out since they hold the text of a special token.
     """
 
     examples: list[Encoded]
     skipped: list[str]
     truncated: list[str]
+    marked: list[str] = dataclasses.field(default_factory=list)
 
 
 def encode_prompt(prompt: str, tokenizer: Tokenizer, history: Sequence[Message] = ()) -> list[int]:
@@ -112,6 +114,7 @@ def encode_all(
     tokenizer: Tokenizer,
     max_tokens: int,
     too_long: str = "skip",
+    special_text: str = "refuse",
 ) -> EncodedSplit:
     """Encodes every example.
 
@@ -119,10 +122,18 @@ def encode_all(
         max_tokens: longest example.
         too_long: what happens to longer ones: "skip" leaves them out, "truncate" cuts them on the right, back to their
             last token to learn; one whose first `max_tokens` tokens hold none is left out all the same.
+        special_text: what happens to those that hold the text of a special token: "skip" leaves them out.
+
+    Raises:
+        UserError: as `encode_example`; not for special tokens' texts with "skip".
     """
     kept: list[Encoded] = []
-    skipped, truncated = [], []
-    for item in (encode_example(example, tokenizer) for example in examples):
+    skipped, truncated, marked = [], [], []
+    for example in examples:
+        if special_text == "skip" and _special_text(example.messages, tokenizer):
+            marked.append(example.id)
+            continue
+        item = encode_example(example, tokenizer)
         if len(item.ids) <= max_tokens:
             kept.append(item)
         elif too_long == "truncate" and item.is_answer[:max_tokens].any():
@@ -130,7 +141,7 @@ def encode_all(
             truncated.append(item.id)
         else:
             skipped.append(item.id)
-    return EncodedSplit(examples=kept, skipped=skipped, truncated=truncated)
+    return EncodedSplit(examples=kept, skipped=skipped, truncated=truncated, marked=marked)
 
 
 def _truncated(item: Encoded, max_tokens: int) -> Encoded:
@@ -138,16 +149,23 @@ def _truncated(item: Encoded, max_tokens: int) -> Encoded:
     return dataclasses.replace(item, ids=item.ids[:length], is_answer=item.is_answer[:length])
 
 
-def _refuse_special_tokens(messages: Sequence[Message], tokenizer: Tokenizer) -> None:
+def _special_text(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[str, int] | None:
+    """The first text of a special token in a conversation, and the turn that holds it."""
     added = tokenizer.backend.get_added_tokens_decoder().values()
     special = [token.content for token in added if token.special]
     for number, message in enumerate(messages, start=1):
         if found := [text for text in special if text in message.content]:
-            raise UserError(
-                f"A turn must not hold the text of a special token. Received: {found[0]!r} in turn {number}, which the "
-                "model would read as the token. If a template has been applied to the data already, take it out again; "
-                "else reword the turn."
-            )
+            return found[0], number
+    return None
+
+
+def _refuse_special_tokens(messages: Sequence[Message], tokenizer: Tokenizer) -> None:
+    if found := _special_text(messages, tokenizer):
+        raise UserError(
+            f"A turn must not hold the text of a special token. Received: {found[0]!r} in turn {found[1]}, which the "
+            "model would read as the token. If a template has been applied to the data already, take it out again; "
+            "else reword the turn, or set data.special_text=skip."
+        )
 
 
 def _joined(pieces: Sequence[str], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
