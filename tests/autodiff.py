@@ -49,7 +49,8 @@ def _tensorflow(function, variables):
         with tf.GradientTape() as tape:
             tape.watch(x)
             value = function(x, *others)
-        return value, tape.gradient(value, [x, *watched], unconnected_gradients="zero")
+        gradients = tape.gradient(value, [x, *watched], unconnected_gradients="zero")
+        return value, [tf.convert_to_tensor(g) for g in gradients]  # an embedding's has rows only
 
     return call
 

@@ -1,4 +1,5 @@
 import contextlib
+import copy
 import hashlib
 import importlib.util
 import subprocess
@@ -82,23 +83,29 @@ def test_llama_3s_rotary_scaling_is_read_from_rope_freqs(path):
     }
 
 
+@pytest.fixture(scope="module")
+def smollm2_reference() -> LlamaForCausalLM:
+    """In float32; reading it takes longer than asking it."""
+    return _reference(locate(DEFAULT_MODEL))
+
+
 @pytest.mark.slow
-def test_smollm2_computes_what_transformers_does():
+def test_smollm2_computes_what_transformers_does(smollm2_reference):
     """Logits of up to 40 on 20 prompts. float32 alone moves them by 1e-4 (transformers from its own float64), XLA's by
     up to 1.8e-4 on some processors; a wrong epsilon moves them by 0.03."""
     backbone, tokenizer = load_backbone(DEFAULT_MODEL)
-    _assert_same_logits(backbone, tokenizer, _reference(locate(DEFAULT_MODEL)), atol=2e-4)
+    _assert_same_logits(backbone, tokenizer, smollm2_reference, atol=2e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(
     keras.config.backend() == "torch", reason="keras.ops.matmul on torch answers float64 in float32"
 )
-def test_in_float64_smollm2_computes_what_transformers_does_to_1e_4():
+def test_in_float64_smollm2_computes_what_transformers_does_to_1e_4(smollm2_reference):
     """What is left, 3e-5, are keras-hub's norms: they are in float32 whatever the dtype."""
     with _float64():
         backbone, tokenizer = load_backbone(DEFAULT_MODEL, dtype="float64")
-        reference = _reference(locate(DEFAULT_MODEL)).double()
+        reference = copy.deepcopy(smollm2_reference).double()
         _assert_same_logits(backbone, tokenizer, reference, atol=1e-4)
 
 

@@ -1,11 +1,15 @@
 """A Llama small enough for tests: real keras-hub layers, weights drawn by NumPy, so alike on every backend."""
 
+from collections.abc import Callable, Sequence
+
 import keras
 import keras_hub
 import numpy as np
 
+from keras_mtp import backend
 from keras_mtp.data.encoding import Encoded
 from keras_mtp.losses import LinearCrossEntropy
+from tests.autodiff import value_and_gradients
 
 VOCABULARY = 50
 
@@ -46,14 +50,46 @@ def arrays(variables) -> list[np.ndarray]:
     return [keras.ops.convert_to_numpy(v.value) for v in variables]
 
 
-def after_one_step(model: keras.Model, ids: np.ndarray, **view) -> dict[str, np.ndarray]:
-    """All weights of an `MTPCausalLM`, by name, after one SGD step of a training view with these options."""
-    names = model.head_names[1:] if view.get("only_heads") else model.head_names
+def forward(function: Callable, variables: Sequence | None = None) -> Callable:
+    """A layer, or a function of tensors that reads some variables, as a function that gives NumPy arrays.
+
+    JAX runs it as one program. Its operations, compiled one by one for every new shape, take five times as long.
+    """
+    if keras.config.backend() == "jax":
+        function = backend.compiled(function, function.variables if variables is None else variables)
+    return lambda *inputs: keras.tree.map_structure(keras.ops.convert_to_numpy, function(*inputs))
+
+
+LEARNING_RATE = 0.05
+
+
+def make_one_step(model: keras.Model, ids: np.ndarray, **view) -> None:
+    """One SGD step of an `MTPCausalLM` as a training view with these options."""
+    losses, targets, weights = _objective(model, ids, **view)
+    training_view = model.training_view(**view)
+    training_view.compile(keras.optimizers.SGD(LEARNING_RATE), loss=losses)
+    training_view.train_on_batch(ids, dict.fromkeys(losses, targets), dict.fromkeys(losses, weights))
+
+
+def gradients(model: keras.Model, ids: np.ndarray, **view) -> dict[str, np.ndarray]:
+    """By name, what that step follows: the gradient of every weight that it may train."""
+    losses, targets, weights = _objective(model, ids, **view)
+    training_view = model.training_view(**view)
+
+    def scaled(scale, ids):
+        states = training_view(ids)
+        return scale * sum(loss(targets, states[name], weights) for name, loss in losses.items())
+
+    variables = model.trainable_variables
+    _, (_, *found) = value_and_gradients(scaled, variables)(np.float32(1), ids)
+    # Keras numbers what it names, so the first part of a path is another in every model.
+    names = [f"{place} {v.path.partition('/')[2]}" for place, v in enumerate(variables)]
+    return dict(zip(names, found, strict=True))
+
+
+def _objective(model: keras.Model, ids: np.ndarray, only_heads: bool = False, **view) -> tuple:
+    """(losses by head, targets, weights): labels on tokens that all rows share too."""
+    names = model.head_names[1:] if only_heads else model.head_names
     unembedding = model.backbone.token_embedding
     losses = {name: LinearCrossEntropy(unembedding, trained=name == "head_1") for name in names}
-    training_view = model.training_view(**view)
-    training_view.compile(keras.optimizers.SGD(0.05), loss=losses)
-    weights = np.full(ids.shape, 1 / ids.size, "float32")  # labels on tokens that all rows share too
-    targets = dict.fromkeys(names, np.roll(ids, -1, 1))
-    training_view.train_on_batch(ids, targets, sample_weight=dict.fromkeys(names, weights))
-    return {v.path.split("/", 1)[1]: arrays([v])[0] for v in model.variables}
+    return losses, np.roll(ids, -1, 1), np.full(ids.shape, 1 / ids.size, "float32")
