@@ -354,14 +354,20 @@ def test_a_backend_that_is_not_installed_names_its_extra(backend, tmp_path):
 
 @pytest.mark.slow
 def test_a_disk_that_fills_up_while_the_checkpoint_is_written(place, tmp_path):
-    """A real limit of the system: every file of the process may have 16 KiB, and the weights are larger."""
-    limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (16384, 16384));"
-    script = f"{limit} from keras_mtp.cli import main; main()"
-    env = {
-        "JAX_COMPILATION_CACHE_DIR": "",
-        "JAX_ENABLE_COMPILATION_CACHE": "false",
-    }  # it writes files as well
-    done = _in_a_process(options()(place, tmp_path), "-c", script, **env)
+    """A real limit of the system: from then on every file may have 16 KiB, and the weights are larger."""
+    script = """
+import resource, signal
+from keras_mtp import checkpoint, cli
+
+def save(*arguments, save=checkpoint.save, **options):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16384, 16384))
+    save(*arguments, **options)
+
+checkpoint.save = save
+cli.main()
+"""
+    done = _in_a_process(options()(place, tmp_path), "-c", script)
     assert done.returncode == 2, done.stderr
     assert "The checkpoint must be written" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
     assert {path.name for path in (tmp_path / "new").iterdir()} == {

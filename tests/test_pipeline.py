@@ -158,12 +158,6 @@ def test_conversations_of_the_users_own(tmp_path):
     )
 
 
-def test_accumulation_runs_with_the_progress_bar(tmp_path):
-    _data(tmp_path)
-    recipe = _recipe(tmp_path, training__accumulation=2, evaluation__limit=1)
-    assert pipeline.run(recipe, tmp_path / "run").steps == 3
-
-
 def test_a_used_folder_is_refused(done):
     recipe, run, _ = done
     with pytest.raises(UserError, match="must be a new one"):
@@ -235,7 +229,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(done):
         checkpoint.restore(run / "checkpoint", model, base=base_info(recipe.model.name))
 
 
-def test_bfloat16_storage_and_linear_heads_run(tmp_path):
+def test_bfloat16_storage_linear_heads_accumulation_and_the_progress_bar_go_together(tmp_path):
     _data(tmp_path)
     recipe = _recipe(
         tmp_path,
@@ -243,9 +237,11 @@ def test_bfloat16_storage_and_linear_heads_run(tmp_path):
         training__dtype="mixed_bfloat16",
         heads__kind="linear",
         heads__freeze=False,
+        training__accumulation=2,
         evaluation__limit=1,
     )
-    assert pipeline.run(recipe, tmp_path / "run", progress=False).held_out["head_3"].loss_after > 0
+    result = pipeline.run(recipe, tmp_path / "run")
+    assert result.steps == 3 and result.held_out["head_3"].loss_after > 0
 
 
 def test_a_sample_of_coqa_is_judged_by_source_and_by_two_measures(tmp_path):

@@ -24,6 +24,21 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def second(folder) -> tuple:
+    """A run that starts from `first` and learns nothing: its folder and its report."""
+    recipe = _from_first(folder, training__learning_rate=0.0, evaluation__limit=3)
+    return folder / "second", pipeline.run(recipe, folder / "second", progress=False)
+
+
+@pytest.fixture(scope="module")
+def prefix_alone(folder):
+    """A run without heads."""
+    recipe = tiny_run.recipe(folder, heads__count=0, evaluation__limit=2)
+    pipeline.run(recipe, folder / "prefix", progress=False)
+    return folder / "prefix"
+
+
 def _from_first(folder, **changes):
     settings = {"start__run": str(folder / "first"), "heads__count": 1, "evaluation__limit": 2}
     return tiny_run.recipe(folder, **(settings | changes))
@@ -38,14 +53,13 @@ def _rows(run) -> list[dict]:
         return list(csv.DictReader(file))
 
 
-def test_a_run_that_learns_nothing_keeps_every_byte_and_warms_up_no_head(folder, tmp_path):
-    recipe = _from_first(folder, training__learning_rate=0.0, evaluation__limit=3)
-    result = pipeline.run(recipe, tmp_path / "second", progress=False)
-    first, second = _weights(folder / "first"), _weights(tmp_path / "second")
-    assert first.keys() == second.keys()
-    for name in first:
-        assert first[name].tobytes() == second[name].tobytes()
-    assert {row["stage"] for row in _rows(tmp_path / "second")} == {"joint"}
+def test_a_run_that_learns_nothing_keeps_every_byte_and_warms_up_no_head(folder, second):
+    run, result = second
+    before, after = _weights(folder / "first"), _weights(run)
+    assert before.keys() == after.keys()
+    for name in before:
+        assert before[name].tobytes() == after[name].tobytes()
+    assert {row["stage"] for row in _rows(run)} == {"joint"}
     last = json.loads((folder / "first" / "report.json").read_text())["held_out"]["head_1"]["loss_after"]
     assert result.held_out["head_1"].loss_before == pytest.approx(last, abs=1e-6)
 
@@ -63,15 +77,15 @@ def test_added_heads_start_fresh_and_are_warmed_up_alone(folder, tmp_path):
     assert len(warmup) == 2 and all(row["head_3_loss"] for row in warmup)
 
 
-def test_recipe_and_report_name_what_a_run_started_from(folder, tmp_path):
-    result = pipeline.run(_from_first(folder), tmp_path / "second", progress=False)
+def test_recipe_and_report_name_what_a_run_started_from(folder, second):
+    run, result = second
     digest = hashlib.sha256((folder / "first/checkpoint/trained.safetensors").read_bytes()).hexdigest()
-    assert load_recipe(tmp_path / "second/recipe.toml").start.checkpoint == digest
-    written = json.loads((tmp_path / "second/report.json").read_text())
+    assert load_recipe(run / "recipe.toml").start.checkpoint == digest
+    written = json.loads((run / "report.json").read_text())
     assert (
         written["started_from"] == {"run": "first", "checkpoint": digest} and result.started_from == "first"
     )
-    text = (tmp_path / "second/report.md").read_text()
+    text = (run / "report.md").read_text()
     assert (
         f"prefix and heads of the run first, trained weights {digest[:12]}" in text
         and str(folder / "first") not in text
@@ -120,12 +134,10 @@ SPEED = {"heads__purpose": "speed", "heads__freeze": False, "heads__count": 2, "
 
 
 @pytest.mark.parametrize("changes", [{}, {"data__answers": "model", "data__max_tokens": 110}])
-def test_heads_for_speed_are_added_to_a_prefix_that_a_run_trained(changes, folder, tmp_path):
-    prefix_alone = tiny_run.recipe(folder, heads__count=0, evaluation__limit=2)
-    pipeline.run(prefix_alone, tmp_path / "prefix", progress=False)
-    recipe = _from_first(folder, start__run=str(tmp_path / "prefix"), **SPEED, **changes)
+def test_heads_for_speed_are_added_to_a_prefix_that_a_run_trained(changes, folder, prefix_alone, tmp_path):
+    recipe = _from_first(folder, start__run=str(prefix_alone), **SPEED, **changes)
     result = pipeline.run(recipe, tmp_path / "speed", progress=False)
-    first, second = _weights(tmp_path / "prefix"), _weights(tmp_path / "speed")
+    first, second = _weights(prefix_alone), _weights(tmp_path / "speed")
     assert list(first) == ["prefix/embeddings"]
     assert first["prefix/embeddings"].tobytes() == second["prefix/embeddings"].tobytes()
     assert {name.split("/")[0] for name in second} == {"prefix", "head_2", "head_3"}
