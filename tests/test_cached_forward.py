@@ -43,30 +43,31 @@ def test_cached_equals_uncached_for_every_head(prefix_length, rope):
     model = _model(prefix_length, _heads(), **rope)
     _draw(model.heads)
     forward = CachedForward(model, heads=True)
-    weights = forward.weights()
     ids = tiny.token_ids(2, 9)
-    expected = [ops.convert_to_numpy(v) for v in model(ids).values()]
+    expected = tiny.forward(model)(ids).values()
     in_slots = np.zeros((2, CHUNK, 1), "int32")
     in_slots[:, prefix_length : prefix_length + 9, 0] = ids
 
     def read(token_ids, start, cache):
-        width = token_ids.shape[1]
+        weights, width = forward.weights(), token_ids.shape[1]
         states, cache = forward.step(weights, token_ids, start, cache)
-        found = [_logits(forward, states)]
+        found = [forward.logits(states)]
         for k in forward.far:
             states, cache = forward.head(k, weights, ops.convert_to_tensor(in_slots), start, width, cache)
-            found.append(_logits(forward, states))
+            found.append(forward.logits(states))
         return found, cache
 
-    cache = forward.read_prefix(forward.empty_cache(2, CHUNK))
+    read = tiny.program(read, model.variables)
+    cache = tiny.program(forward.read_prefix, model.variables)(forward.empty_cache(2, CHUNK))
     found, cache = read(ids[:, :5], _start(prefix_length, prefix_length), cache)
     for of_head, whole in zip(found, expected, strict=True):
-        np.testing.assert_allclose(of_head, whole[:, :5], atol=2e-5)
+        np.testing.assert_allclose(ops.convert_to_numpy(of_head), whole[:, :5], atol=2e-5)
     # Then rows that stand at different places; the second goes back and reads two tokens again.
     new = np.stack([ids[0, 5:8], ids[1, 3:6]])
     found, _ = read(new, _start(prefix_length + 5, prefix_length + 3), cache)
     for of_head, whole in zip(found, expected, strict=True):
-        np.testing.assert_allclose(of_head, np.stack([whole[0, 5:8], whole[1, 3:6]]), atol=2e-5)
+        again = np.stack([whole[0, 5:8], whole[1, 3:6]])
+        np.testing.assert_allclose(ops.convert_to_numpy(of_head), again, atol=2e-5)
 
 
 @pytest.mark.parametrize("kinds", [(TransformerHead, LinearHead), (SequentialHead,) * 3])
@@ -86,6 +87,7 @@ def test_drafts_are_what_the_heads_say_of_the_text_and_the_drafts_before(kinds):
     def draft(in_slots, at, cache):
         return drafted(forward, forward.weights(), in_slots, at, cache)[0]
 
+    whole = tiny.forward(model)
     read, draft = (backend.compiled(function, model.variables, xla=True) for function in (read, draft))
     for certain in (2, 5, 12):  # what is read behind that place is to be forgotten
         in_slots = np.full((1, CHUNK, 1), 9, "int32")
@@ -97,7 +99,7 @@ def test_drafts_are_what_the_heads_say_of_the_text_and_the_drafts_before(kinds):
         text = np.zeros((1, 20), "int32")
         text[0, :certain] = ids[0, :certain]
         for k in forward.far:
-            said = ops.convert_to_numpy(model(text)[f"head_{k}"])
+            said = whole(text)[f"head_{k}"]
             text[0, certain + k - 2] = said[0, certain - 2].argmax()
         drafts = certain + len(kinds)
         np.testing.assert_array_equal(found[0, 4 : 4 + drafts, 0], text[0, :drafts])
@@ -106,12 +108,12 @@ def test_drafts_are_what_the_heads_say_of_the_text_and_the_drafts_before(kinds):
 def test_attention_over_several_chunks_and_up_to_the_last_slot():
     model = _model(4)
     forward = CachedForward(model)
-    weights = forward.weights()
+    step = tiny.program(lambda *new: forward.step(forward.weights(), *new), model.variables)
     ids = tiny.token_ids(1, 2 * CHUNK - 4)
-    expected = ops.convert_to_numpy(model(ids)["head_1"])
+    expected = tiny.forward(model)(ids)["head_1"]
     cache = forward.read_prefix(forward.empty_cache(1, 2 * CHUNK))
-    _, cache = forward.step(weights, ids[:, :-3], _start(4), cache)
-    states, _ = forward.step(weights, ids[:, -3:], _start(2 * CHUNK - 3), cache)
+    _, cache = step(ids[:, :-3], _start(4), cache)
+    states, _ = step(ids[:, -3:], _start(2 * CHUNK - 3), cache)
     np.testing.assert_allclose(_logits(forward, states), expected[:, -3:], atol=1e-4)
 
 

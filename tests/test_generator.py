@@ -1,6 +1,7 @@
+import functools
+
 import numpy as np
 import pytest
-from keras import ops
 
 from keras_mtp.generation.generator import Generator
 from keras_mtp.layers.transformer_head import TransformerHead
@@ -8,6 +9,7 @@ from keras_mtp.models.mtp_causal_lm import MTPCausalLM
 from tests import tiny
 
 PROMPTS = [[7, 3, 9, 1, 4, 4, 2], [5, 11, 30], [8], [1, 2, 3, 4, 5]]
+_forward = functools.cache(tiny.forward)  # of a model; compiled once
 
 
 def _model(prefix_length=4, **backbone) -> MTPCausalLM:
@@ -21,7 +23,7 @@ def _greedy_uncached(model, prompt, stops, count) -> list[int]:
     ids = np.zeros((1, 24), "int32")
     ids[0, : len(prompt)] = prompt
     for end in range(len(prompt), len(prompt) + count):
-        token = int(ops.convert_to_numpy(model(ids)["head_1"])[0, end - 1].argmax())
+        token = int(_forward(model)(ids)["head_1"][0, end - 1].argmax())
         if token in stops:
             return ids[0, len(prompt) : end].tolist()
         ids[0, end] = token

@@ -149,13 +149,10 @@ def test_upstream_block_config_still_raises():
         tiny.backbone().transformer_layers[0].get_config()
 
 
-@pytest.mark.parametrize(
-    "first", ["import keras; import keras_mtp", "import keras_mtp; keras_mtp.MTPCausalLM; import keras"]
-)
-@pytest.mark.parametrize("backend", ["jax", "tensorflow", "torch"])
-def test_keras_file_loads_in_a_fresh_process_on_every_backend(backend, first, tmp_path):
-    if (backend == keras.config.backend()) != first.startswith("import keras;"):
-        pytest.skip("each order of imports is tried on its own backends, to save time")
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder with a trained model and what it says of `tiny.token_ids()`."""
+    folder = tmp_path_factory.mktemp("saved")
     model = MTPCausalLM(
         tiny.backbone(), prefix_length=4, heads=[TransformerHead(start="random"), LinearHead()]
     )
@@ -163,13 +160,23 @@ def test_keras_file_loads_in_a_fresh_process_on_every_backend(backend, first, tm
     model.compile("adam", loss=dict.fromkeys(model.head_names, loss))
     ids = tiny.token_ids()
     model.train_on_batch(ids, dict.fromkeys(model.head_names, ids))
-    model.save(tmp_path / "x.keras")
-    np.savez(tmp_path / "expected.npz", **_numpy(model(ids)))
+    model.save(folder / "x.keras")
+    np.savez(folder / "expected.npz", **_numpy(model(ids)))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "first", ["import keras; import keras_mtp", "import keras_mtp; keras_mtp.MTPCausalLM; import keras"]
+)
+@pytest.mark.parametrize("backend", ["jax", "tensorflow", "torch"])
+def test_keras_file_loads_in_a_fresh_process_on_every_backend(backend, first, saved):
+    if (backend == keras.config.backend()) != first.startswith("import keras;"):
+        pytest.skip("each order of imports is tried on its own backends, to save time")
     script = f"""
 {first}
 import numpy as np
 expected = np.load("expected.npz")
-outputs = keras.models.load_model("x.keras")(np.array({ids.tolist()}, "int32"))
+outputs = keras.models.load_model("x.keras")(np.array({tiny.token_ids().tolist()}, "int32"))
 for name, value in outputs.items():
     np.testing.assert_allclose(keras.ops.convert_to_numpy(value), expected[name], atol=2e-5)
 print(keras.config.backend(), sorted(outputs))
@@ -177,7 +184,7 @@ print(keras.config.backend(), sorted(outputs))
     root = os.path.dirname(os.path.dirname(keras_mtp.__file__))
     done = subprocess.run(
         [sys.executable, "-c", script],
-        cwd=tmp_path,
+        cwd=saved,
         env={**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": root},
         capture_output=True,
         text=True,

@@ -86,7 +86,8 @@ def test_a_base_model_is_judged_as_it_came(done, again):
     _, held_out = split_held_out(examples, 3)
 
     def whole_logits(ids):
-        hidden = backbone({"token_ids": ids, "padding_mask": keras.ops.ones(ids.shape, "int32")})
+        ids = keras.ops.convert_to_tensor(ids)
+        hidden = backbone({"token_ids": ids, "padding_mask": keras.ops.ones_like(ids)})
         return backbone.token_embedding(hidden, reverse=True)
 
     forward = tiny.forward(whole_logits, backbone.variables)

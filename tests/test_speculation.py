@@ -1,5 +1,7 @@
 """Whatever the heads say, the tokens are those of exact decoding without them."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -68,12 +70,11 @@ def test_useless_heads_change_nothing_and_are_given_up(both, value):
 
 
 def test_sampled_tokens_are_the_same_too():
-    model = _model()
-    answers = _Both(model, sampling=Sampling(temperature=0.8, top_k=40, top_p=0.95, seed=5)).same(RAGGED)
-    again = Generator(
-        model, stop_ids={49}, max_new_tokens=30, exact=True, sampling=Sampling(temperature=0.8, seed=6)
-    )
-    assert answers.tokens != again(RAGGED), "another seed should say something else"
+    model, sampling = _model(), Sampling(temperature=0.8, top_k=40, top_p=0.95, seed=5)
+    both = _Both(model, sampling=sampling)
+    answers = both.same(RAGGED)
+    both.plain.sampling = dataclasses.replace(sampling, seed=6)
+    assert answers.tokens != both.plain(RAGGED), "another seed should say something else"
 
 
 def test_a_cache_that_fills_up_gets_room(monkeypatch):
@@ -103,30 +104,39 @@ def counting() -> MTPCausalLM:
     return model
 
 
-def test_heads_that_are_right_give_k_tokens_a_pass(counting):
-    answers = Generator(counting, stop_ids={99}, max_new_tokens=21, speculate=True).answer([[3], [8, 30]])
+@pytest.fixture(scope="module")
+def counter(counting):
+    """Lets it count; what is compiled for one test does for the next."""
+    generator = Generator(counting, stop_ids={99}, max_new_tokens=1, speculate=True)
+
+    def count(prompts, *, longest: int, stop: int = 99):
+        generator.max_new_tokens, generator.stop_ids = longest, np.array([stop], "int32")
+        return generator.answer(prompts)
+
+    return count
+
+
+def test_heads_that_are_right_give_k_tokens_a_pass(counter):
+    answers = counter([[3], [8, 30]], longest=21)
     assert answers.tokens == [[(4 + i) % COUNT for i in range(21)], [(31 + i) % COUNT for i in range(21)]]
     assert answers.statistics.histogram == (0, 0, 0, 10) and answers.statistics.tokens_per_pass == 4.0
 
 
-def test_a_stop_token_in_every_place_of_an_accepted_run(counting):
-    stops = {12}
-    speculative = Generator(counting, stop_ids=stops, max_new_tokens=20, speculate=True)
+def test_a_stop_token_in_every_place_of_an_accepted_run(counter):
     prompts = [[12 - n] for n in range(1, 8)]
-    assert speculative(prompts) == [list(range(13 - n, 12)) for n in range(1, 8)]
+    assert counter(prompts, longest=20, stop=12).tokens == [list(range(13 - n, 12)) for n in range(1, 8)]
 
 
 @pytest.mark.parametrize("longest", [1, 2, 3, 4, 5, 6])
-def test_the_longest_answer_ends_in_every_place_of_an_accepted_run(counting, longest):
-    speculative = Generator(counting, stop_ids={99}, max_new_tokens=longest, speculate=True)
-    assert speculative([[3]]) == [list(range(4, 4 + longest))]
+def test_the_longest_answer_ends_in_every_place_of_an_accepted_run(counter, longest):
+    assert counter([[3]], longest=longest).tokens == [list(range(4, 4 + longest))]
 
 
-def test_drafts_for_another_place_are_all_refused(counting):
+def test_drafts_for_another_place_are_all_refused(counting, counter):
     weights = [head.get_weights() for head in counting.heads]
     for head, moved in zip(counting.heads, [*weights[1:], weights[0]], strict=True):
         head.set_weights(moved)
-    answers = Generator(counting, stop_ids={99}, max_new_tokens=60, speculate=True).answer([[3]])
+    answers = counter([[3]], longest=60)
     assert answers.tokens == [[(4 + i) % COUNT for i in range(60)]]
     assert not answers.statistics.speculated
     for head, own in zip(counting.heads, weights, strict=True):

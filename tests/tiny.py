@@ -50,14 +50,20 @@ def arrays(variables) -> list[np.ndarray]:
     return [keras.ops.convert_to_numpy(v.value) for v in variables]
 
 
-def forward(function: Callable, variables: Sequence | None = None) -> Callable:
-    """A layer, or a function of tensors that reads some variables, as a function that gives NumPy arrays.
+def program(function: Callable, variables: Sequence | None = None) -> Callable:
+    """A layer, or a function of tensors that reads some variables, as one program where the backend is JAX.
 
-    JAX runs it as one program. Its operations, compiled one by one for every new shape, take five times as long.
+    Its operations, compiled one by one for every new shape, would take five times as long.
     """
-    if keras.config.backend() == "jax":
-        function = backend.compiled(function, function.variables if variables is None else variables)
-    return lambda *inputs: keras.tree.map_structure(keras.ops.convert_to_numpy, function(*inputs))
+    if keras.config.backend() != "jax":
+        return function
+    return backend.compiled(function, function.variables if variables is None else variables)
+
+
+def forward(function: Callable, variables: Sequence | None = None) -> Callable:
+    """That program, giving NumPy arrays."""
+    run = program(function, variables)
+    return lambda *inputs: keras.tree.map_structure(keras.ops.convert_to_numpy, run(*inputs))
 
 
 LEARNING_RATE = 0.05
