@@ -129,3 +129,19 @@ def test_where_torch_cannot_compile_a_warning_says_so_and_training_goes_on():
     with pytest.warns(UserWarning, match="runs uncompiled: no C\\+\\+ compiler$"):
         assert float(function(torch.tensor(1.0))) == 2
     assert float(function(torch.tensor(2.0))) == 3  # and it warns once
+
+
+def test_rows_written_at_once_are_those_written_one_by_one(monkeypatch):
+    """As on an accelerator; a CPU writes them one after another."""
+    rng = np.random.default_rng(0)
+    for shape, new_tokens in (((3, 2, 10, 4), 3), ((3, 10, 1), 2), ((1, 10, 4), 10)):
+        buffer = rng.normal(size=shape).astype("float32")
+        new = rng.normal(size=(*shape[:-2], new_tokens, shape[-1])).astype("float32")
+        start = np.array([0, 10 - new_tokens, 4], "int32")[: shape[0]]
+        expected = buffer.copy()
+        for row, first in enumerate(start):
+            expected[row, ..., first : first + new_tokens, :] = new[row]
+        for at_once in (False, True):
+            monkeypatch.setattr(backend, "_writes_at_once", lambda buffer, at_once=at_once: at_once)
+            tensors = (ops.convert_to_tensor(np.copy(array)) for array in (buffer, new, start))
+            np.testing.assert_array_equal(ops.convert_to_numpy(backend.write_rows(*tensors)), expected)
