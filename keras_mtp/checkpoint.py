@@ -1,7 +1,8 @@
 """What was trained, in one folder: safetensors and JSON, written whole or not at all, checked when read.
 
     checkpoint/
-      trained.safetensors     prefix and heads (and whatever else was trained), by names that no backend decides
+      trained.safetensors     prefix and heads (and whatever else was trained), by names that no backend decides; and the
+                              token ids that drafts are chosen among
       optimizer.safetensors   the optimizer of the last stage
       checkpoint.json         format, base model and its hash, steps done, SHA-256 of the two files
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 TRAINED, OPTIMIZER, MANIFEST = "trained.safetensors", "optimizer.safetensors", "checkpoint.json"
+DRAFTS = "draft_vocabulary"  # its name in TRAINED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +85,8 @@ def save(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        _write(temporary / TRAINED, trained_variables(model))
-        _write(temporary / OPTIMIZER, {f"{i:04d}": v for i, v in enumerate(optimizer_variables)})
+        _write(temporary / TRAINED, _arrays(trained_variables(model)) | _draft_vocabulary(model))
+        _write(temporary / OPTIMIZER, _arrays({f"{i:04d}": v for i, v in enumerate(optimizer_variables)}))
         manifest = Manifest(
             format=FORMAT,
             base=base.name,
@@ -141,7 +143,8 @@ def restore(folder: Path, model: "MTPCausalLM", *, base: BaseInfo, heads: int | 
 
     Args:
         model: gets the weights. base: what it was built around.
-        heads: take so many of the checkpoint's heads, the nearest; the model's others stay as they are. None for all.
+        heads: take so many of the checkpoint's heads, the nearest; the model's others stay as they are, and so does its
+            draft vocabulary. None for all.
 
     Raises:
         UserError: as `read_manifest`; another base model; tensors missing, surplus or of another shape.
@@ -153,6 +156,7 @@ def restore(folder: Path, model: "MTPCausalLM", *, base: BaseInfo, heads: int | 
     except SafetensorError as error:
         raise UserError(f"{folder / TRAINED} cannot be read: {error}") from error
     variables = trained_variables(model)
+    drafts = arrays.pop(DRAFTS, np.zeros(0, "int32"))
     if heads is not None:
         taken = {"prefix", "backbone", *model.head_names[1 : 1 + heads]}
         arrays = {n: a for n, a in arrays.items() if n.partition("/")[0] in taken}
@@ -165,9 +169,19 @@ def restore(folder: Path, model: "MTPCausalLM", *, base: BaseInfo, heads: int | 
         raise UserError(
             f"{folder / TRAINED} does not fit the run's recipe: tensor {wrong[0]} (of {len(wrong)})."
         )
+    if drafts.ndim != 1 or drafts.dtype != "int32" or not _are_tokens(drafts, model):
+        raise UserError(
+            f"{folder / TRAINED} does not fit the run's recipe: tensor {DRAFTS} holds no token ids."
+        )
     for name, variable in variables.items():
         variable.assign(arrays[name])
+    if heads is None:
+        model.draft_vocabulary = drafts.tolist()
     return manifest
+
+
+def _are_tokens(ids: np.ndarray, model: "MTPCausalLM") -> bool:
+    return bool(((ids >= 0) & (ids < model.backbone.vocabulary_size)).all())
 
 
 def trained_variables(model: "MTPCausalLM") -> dict[str, "keras.Variable"]:
@@ -185,13 +199,17 @@ def trained_variables(model: "MTPCausalLM") -> dict[str, "keras.Variable"]:
     return named | {f"backbone/{v.path}": v for v in model.backbone.trainable_variables}
 
 
-def _write(path: Path, variables: dict[str, "keras.Variable"]) -> None:
+def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
     try:
-        save_file(_arrays(variables), path)
+        save_file(arrays, path)
     except SafetensorError as error:  # its name for whatever the disk says
         raise UserError(
             f"The checkpoint must be written to {path.parent.parent}. Received: {error}. Make room there, and run again."
         ) from error
+
+
+def _draft_vocabulary(model: "MTPCausalLM") -> dict[str, np.ndarray]:
+    return {DRAFTS: np.array(model.draft_vocabulary, "int32")} if model.draft_vocabulary else {}
 
 
 def _arrays(variables: dict[str, "keras.Variable"]) -> dict[str, np.ndarray]:

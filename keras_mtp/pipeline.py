@@ -12,6 +12,7 @@ from rich.console import Console
 from keras_mtp import checkpoint, memory, report, run_folder
 from keras_mtp.data.batches import require_a_batch
 from keras_mtp.data.chat_template import read_template
+from keras_mtp.data.draft_vocabulary import most_frequent
 from keras_mtp.data.encoding import Encoded, encode_all
 from keras_mtp.data.splits import split_held_out
 from keras_mtp.evaluation import judges, write_answers, write_held_out
@@ -77,6 +78,8 @@ def _run(recipe: Recipe, folder: Path, screen: Console, callbacks: Sequence) -> 
     require_a_batch(training, recipe.training.batch_size)
     if recipe.data.answers == "model":
         training = _own_answers(model, training, recipe, screen)
+    if recipe.heads.purpose == "speed":
+        model.draft_vocabulary = most_frequent(training, recipe.heads.draft_vocabulary)
     judge_held_out, judge_task = judges(model, tokenizer, task, held_out, recipe)
 
     judged = f"{len(held_out)} held-out examples, {len(judge_task.examples)} test items"

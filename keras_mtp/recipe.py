@@ -209,6 +209,12 @@ class HeadsRecipe(_Table):
         False, "Cut the heads' gradient before it reaches the prefix: the control arm of an experiment."
     )
     learning_rate: float = field(2e-4, "Peak learning rate of the heads.", minimum=0)
+    draft_vocabulary: int = field(
+        4096,
+        "With purpose=speed: among how many tokens the heads choose their drafts, the most frequent in the training data. "
+        "Fewer make a draft cheaper, and some tokens are never drafted; the text stays the same. 0: among all.",
+        minimum=0,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

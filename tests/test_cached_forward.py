@@ -105,6 +105,20 @@ def test_drafts_are_what_the_heads_say_of_the_text_and_the_drafts_before(kinds):
         np.testing.assert_array_equal(found[0, 4 : 4 + drafts, 0], text[0, :drafts])
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_draft_is_the_likeliest_of_the_draft_vocabulary(tied):
+    chosen = [3, 4, 17, 30, 49]
+    model = MTPCausalLM(tiny.backbone(tied=tied), heads=[LinearHead()], draft_vocabulary=chosen)
+    forward = CachedForward(model, heads=True)
+    states = np.random.default_rng(0).normal(size=(3, 4, 32)).astype("float32")
+    of_chosen = _logits(forward, ops.convert_to_tensor(states))[:, :, chosen]
+    expected = np.array(chosen)[of_chosen.argmax(-1)]
+    likeliest = backend.compiled(lambda x: forward.likeliest(forward.weights(), x), model.variables)
+    assert len(np.unique(expected)) > 2
+    np.testing.assert_array_equal(ops.convert_to_numpy(likeliest(states)), expected)
+    assert set(np.ravel(ops.convert_to_numpy(likeliest(states * np.nan)))) <= set(chosen)
+
+
 def test_attention_over_several_chunks_and_up_to_the_last_slot():
     model = _model(4)
     forward = CachedForward(model)

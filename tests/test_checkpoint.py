@@ -10,6 +10,7 @@ import pytest
 
 import keras_mtp
 from keras_mtp import checkpoint
+from keras_mtp.errors import UserError
 from keras_mtp.layers.linear_head import LinearHead
 from keras_mtp.layers.transformer_head import TransformerHead
 from keras_mtp.models.backbone import BaseInfo
@@ -76,3 +77,24 @@ def test_saved_again_over_an_old_one(tmp_path):
             tiny.arrays([variable])[0], tiny.arrays([checkpoint.trained_variables(model)[name]])[0]
         )
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_the_draft_vocabulary_comes_back_with_the_heads(tmp_path):
+    model, other = make(seed=0), make(seed=9)
+    model.draft_vocabulary = [3, 5, 8]
+    checkpoint.save(tmp_path / "checkpoint", model, [], base=BASE, steps=1)
+    checkpoint.restore(tmp_path / "checkpoint", other, base=BASE, heads=1)
+    assert other.draft_vocabulary == []  # heads to be trained on are given one of their own
+    checkpoint.restore(tmp_path / "checkpoint", other, base=BASE)
+    assert other.draft_vocabulary == [3, 5, 8]
+    checkpoint.save(tmp_path / "none", make(seed=0), [], base=BASE, steps=1)
+    checkpoint.restore(tmp_path / "none", other, base=BASE)
+    assert other.draft_vocabulary == []
+
+
+@pytest.mark.parametrize("ids", [[3, 50], [-1], [[1]], [1.5]])
+def test_a_draft_vocabulary_that_holds_no_token_ids_is_refused(ids, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_draft_vocabulary", lambda model: {checkpoint.DRAFTS: np.array(ids)})
+    checkpoint.save(tmp_path / "checkpoint", make(seed=0), [], base=BASE, steps=1)
+    with pytest.raises(UserError, match="tensor draft_vocabulary holds no token ids"):
+        checkpoint.restore(tmp_path / "checkpoint", make(seed=0), base=BASE)

@@ -41,7 +41,10 @@ MAKE = {
     Untrained: lambda **kw: Untrained(_dense(), **kw),
     PerOptimizerStep: lambda: PerOptimizerStep(keras.optimizers.schedules.CosineDecay(0.1, 8), 4),
     MTPCausalLM: lambda: MTPCausalLM(
-        tiny.backbone(), prefix_length=3, heads=[TransformerHead(), LinearHead(), SequentialHead()]
+        tiny.backbone(),
+        prefix_length=3,
+        heads=[TransformerHead(), LinearHead(), SequentialHead()],
+        draft_vocabulary=[2, 7],
     ),
 }
 LAYERS = [cls for cls in MAKE if issubclass(cls, keras.layers.Layer) and cls is not MTPCausalLM]

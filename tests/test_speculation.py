@@ -69,6 +69,12 @@ def test_useless_heads_change_nothing_and_are_given_up(both, value):
         head.set_weights(weights)
 
 
+@pytest.mark.parametrize("draft_vocabulary", [(9,), range(0, 50, 3)])
+def test_no_choice_of_a_draft_vocabulary_changes_what_is_said(draft_vocabulary):
+    model = MTPCausalLM(tiny.backbone(num_layers=2), heads=_model().heads, draft_vocabulary=draft_vocabulary)
+    _Both(model).same(RAGGED)
+
+
 def test_sampled_tokens_are_the_same_too():
     model, sampling = _model(), Sampling(temperature=0.8, top_k=40, top_p=0.95, seed=5)
     both = _Both(model, sampling=sampling)

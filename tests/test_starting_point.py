@@ -130,7 +130,13 @@ def test_no_run_and_an_unfinished_one_are_refused(folder, tmp_path):
         pipeline.run(_from_first(folder, start__run=str(tmp_path / "cut")), tmp_path / "x", progress=False)
 
 
-SPEED = {"heads__purpose": "speed", "heads__freeze": False, "heads__count": 2, "heads__kind": "sequential"}
+SPEED = {
+    "heads__purpose": "speed",
+    "heads__freeze": False,
+    "heads__count": 2,
+    "heads__kind": "sequential",
+    "heads__draft_vocabulary": 20,
+}
 
 
 @pytest.mark.parametrize("changes", [{}, {"data__answers": "model", "data__max_tokens": 110}])
@@ -140,7 +146,9 @@ def test_heads_for_speed_are_added_to_a_prefix_that_a_run_trained(changes, folde
     first, second = _weights(prefix_alone), _weights(tmp_path / "speed")
     assert list(first) == ["prefix/embeddings"]
     assert first["prefix/embeddings"].tobytes() == second["prefix/embeddings"].tobytes()
-    assert {name.split("/")[0] for name in second} == {"prefix", "head_2", "head_3"}
+    assert {name.split("/")[0] for name in second} == {"prefix", "head_2", "head_3", "draft_vocabulary"}
+    assert 2 < len(second["draft_vocabulary"]) <= recipe.heads.draft_vocabulary
+    assert runs.load(tmp_path / "speed").draft_vocabulary == second["draft_vocabulary"].tolist()
     assert "head_3/projection/kernel" in second
     assert {row["stage"] for row in _rows(tmp_path / "speed")} == {"heads"}
     assert result.held_out["head_1"].loss_before == result.held_out["head_1"].loss_after

@@ -16,11 +16,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_mtp import backend
 from keras_mtp.generation.attention import attend_filled
 from keras_mtp.layers.block import BlockWeights, Rotation, run_block
+from keras_mtp.losses import unembedding_kernel
 
 Entry = list  # keys and values of one block, each (B, H, S, E)
 
@@ -50,10 +52,15 @@ class Cache(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """What the blocks of the trunk, and those of every head, multiply with."""
+    """What the blocks of the trunk, those of every head, and the drafts' unembedding multiply with.
+
+    Args:
+        drafts: (n, D) or, untied, (D, n): the unembedding of the model's `draft_vocabulary`; None where that is all tokens.
+    """
 
     trunk: list[BlockWeights]
     heads: list[list[BlockWeights]]
+    drafts: Any = None
 
 
 class CachedForward:
@@ -70,6 +77,7 @@ class CachedForward:
         self.prefix_length = model.prefix_length
         self.heads = list(model.heads) if heads else []
         self.head_blocks = [_blocks_of(head, self.backbone.hidden_dim) for head in self.heads]
+        self.draft_ids = np.array(model.draft_vocabulary if heads else (), "int32")
 
     def empty_cache(self, batch_size: int, slots: int) -> Cache:
         """Zeros in the compute dtype. `slots` is a multiple of `attention.CHUNK`."""
@@ -85,6 +93,7 @@ class CachedForward:
         return Weights(
             trunk=[BlockWeights.of(block) for block in self.backbone.transformer_layers],
             heads=[[BlockWeights.of(block) for block in blocks] for blocks in self.head_blocks],
+            drafts=self._draft_unembedding() if len(self.draft_ids) else None,
         )
 
     def read_prefix(self, cache: Cache) -> Cache:
@@ -148,6 +157,20 @@ class CachedForward:
         """(..., D) -> (..., V)."""
         return self.backbone.token_embedding(states, reverse=True)
 
+    def likeliest(self, weights: Weights, states):
+        """The likeliest token of the draft vocabulary: (B, R, D) -> int32 (B, R)."""
+        if weights.drafts is None:
+            return _largest(self.logits(states))
+        rows = ops.reshape(states, (-1, states.shape[-1]))
+        tied = self.backbone.token_embedding.tie_weights
+        place = _largest(backend.matmul(rows, weights.drafts, transpose_b=tied))
+        return ops.reshape(ops.take(self.draft_ids, place), states.shape[:2])
+
+    def _draft_unembedding(self):
+        embedding = self.backbone.token_embedding
+        kernel = unembedding_kernel(embedding, embedding.compute_dtype)
+        return ops.take(kernel, self.draft_ids, axis=0 if embedding.tie_weights else 1)
+
     def _trunk(self, weights: Weights, x, start, cache: Cache):
         positions = _positions(start, x.shape[1])
         run = _Run(weights.trunk, cache.trunk, positions, self._rotation(positions))
@@ -189,6 +212,11 @@ def at_slots(buffer, start, width: int):
     """(B, S) -> (B, R), or (B, S, E) -> (B, R, E): of every row the R = `width` slots from `start` (B,) on."""
     places = _positions(start, width)
     return ops.take_along_axis(buffer, places if len(buffer.shape) == 2 else places[:, :, None], axis=1)
+
+
+def _largest(logits):
+    """The place of the largest on the last axis; one that exists, even among NaN."""
+    return ops.clip(ops.cast(ops.argmax(logits, axis=-1), "int32"), 0, logits.shape[-1] - 1)
 
 
 def _positions(start, width: int):

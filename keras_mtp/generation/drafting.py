@@ -33,17 +33,15 @@ def drafted(forward: CachedForward, weights: Weights, ids, at, cache: Cache):
 
     for k, head in zip(forward.far, forward.heads, strict=True):
         if head.reads_tokens:
-            ids, unnamed = _named(forward, unnamed, ids, at + k - 1), []
+            ids, unnamed = _named(forward, weights, unnamed, ids, at + k - 1), []
         states, cache = forward.head(k, weights, ids, start, width, cache)
         unnamed.append(at_slots(states, at - 1 - start, 1))
-    return _named(forward, unnamed, ids, at + 1 + len(forward.heads)), cache
+    return _named(forward, weights, unnamed, ids, at + 1 + len(forward.heads)), cache
 
 
-def _named(forward: CachedForward, states: list, ids, end):
+def _named(forward: CachedForward, weights: Weights, states: list, ids, end):
     """`ids` with the likeliest tokens of some states, each (B, 1, D), in the slots before `end` (B,)."""
     if not states:
         return ids
-    logits = forward.logits(ops.concatenate(states, axis=1))
-    likeliest = ops.cast(ops.argmax(logits, axis=-1), "int32")
-    likeliest = ops.clip(likeliest, 0, logits.shape[-1] - 1)
+    likeliest = forward.likeliest(weights, ops.concatenate(states, axis=1))
     return backend.write_rows(ids, likeliest[:, :, None], end - len(states))

@@ -52,6 +52,8 @@ class MTPCausalLM(keras.Model):
             which `LinearCrossEntropy` takes without ever making the logits).
         freeze_backbone: bool. True (the default) trains the prefix and the heads only.
         tokenizer: what `load_backbone` returned with the backbone, if `generate` is to read and write text.
+        draft_vocabulary: token ids that `heads` choose their drafts among when text is decoded; none for all. What a draft
+            costs depends on how many they are; what is decoded does not depend on them.
         seed: int. Seeds the prefix's first values, by NumPy, so that every backend starts alike.
 
     Call arguments:
@@ -83,10 +85,11 @@ class MTPCausalLM(keras.Model):
         outputs: str = "logits",
         freeze_backbone: bool = True,
         tokenizer: Tokenizer | None = None,
+        draft_vocabulary: Sequence[int] = (),
         seed: int = 0,
         **kwargs,
     ):
-        _check(backbone, prefix_length, heads, outputs)
+        _check(backbone, prefix_length, heads, outputs, draft_vocabulary)
         # === Layers ===
         dtype = _float32_variables(backbone.token_embedding.dtype_policy)
         if freeze_backbone:
@@ -115,6 +118,7 @@ class MTPCausalLM(keras.Model):
         self.heads = list(heads)
         self.freeze_backbone = freeze_backbone
         self.tokenizer = tokenizer
+        self.draft_vocabulary = [int(i) for i in draft_vocabulary]
         self.seed = seed
 
     @classmethod
@@ -250,6 +254,7 @@ class MTPCausalLM(keras.Model):
             "outputs": self.view,
             "freeze_backbone": self.freeze_backbone,
             "tokenizer": None if self.tokenizer is None else self.tokenizer.get_config(),
+            "draft_vocabulary": list(self.draft_vocabulary),
             "seed": self.seed,
         }
 
@@ -307,7 +312,7 @@ def _float32_variables(policy: keras.DTypePolicy) -> keras.DTypePolicy:
     return keras.DTypePolicy("float32" if compute == "float32" else f"mixed_{compute}")
 
 
-def _check(backbone, prefix_length, heads, outputs) -> None:
+def _check(backbone, prefix_length, heads, outputs, draft_vocabulary) -> None:
     missing = [a for a in ("token_embedding", "transformer_layers", "layer_norm") if not hasattr(backbone, a)]
     if missing:
         raise ValueError(
@@ -321,3 +326,8 @@ def _check(backbone, prefix_length, heads, outputs) -> None:
             raise ValueError(f"`heads` must be a list of `MTPHead` layers. Received: {head!r}")
     if outputs not in VIEWS:
         raise ValueError(f"`outputs` must be one of {VIEWS}. Received: outputs={outputs!r}")
+    if any(not 0 <= token < backbone.vocabulary_size for token in draft_vocabulary):
+        raise ValueError(
+            f"`draft_vocabulary` must hold token ids from 0 to {backbone.vocabulary_size - 1}. Received: "
+            f"{min(draft_vocabulary)} to {max(draft_vocabulary)}."
+        )

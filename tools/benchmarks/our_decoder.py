@@ -39,5 +39,6 @@ def _head_bytes(model) -> int:
     weights = [variable for head in model.heads for variable in head.variables]
     embedding = model.backbone.token_embedding
     groups = 1 + sum(head.reads_tokens for head in model.heads[1:])
-    values = sum(math.prod(v.shape) for v in weights) + groups * embedding.input_dim * embedding.output_dim
+    tokens = len(model.draft_vocabulary) or embedding.input_dim
+    values = sum(math.prod(v.shape) for v in weights) + groups * tokens * embedding.output_dim
     return values * WIDTHS[embedding.compute_dtype]
