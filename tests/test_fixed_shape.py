@@ -14,12 +14,12 @@ from tests import tiny
 
 
 def test_shapes():
-    assert [fixed_shape(1, k) for k in (1, 2, 3, 4, 5)] == [(1, 2), (1, 2), (1, 3), (1, 4), (1, 8)]
+    assert [fixed_shape(1, k) for k in (1, 2, 3, 4, 5)] == [(1, 4), (1, 4), (1, 4), (1, 4), (1, 8)]
     assert [fixed_shape(b, 3) for b in (2, 3, 4, 7, 9)] == [(2, 4), (4, 4), (4, 4), (8, 3), (16, 3)]
     assert fixed_shape(32, 1) == (32, 1)
 
 
-@pytest.mark.parametrize("rows", [2, 3, 4, 8, 16, 24, 32, 40, 64])
+@pytest.mark.parametrize("rows", [4, 8, 16, 24, 32, 40, 64])
 def test_rows_of_a_product(rows):
     rng = np.random.default_rng(0)
     for size, columns in ((576, 192), (576, 1536), (1536, 576), (576, 4099), (64, 64)):
@@ -34,7 +34,7 @@ def test_rows_of_a_product(rows):
             np.testing.assert_array_equal(found[shift:], expected[: rows - shift])
 
 
-@pytest.mark.parametrize(("batch_size", "tokens"), [(1, 2), (1, 3), (1, 4), (8, 3)])
+@pytest.mark.parametrize(("batch_size", "tokens"), [(1, 4), (2, 2), (2, 4), (8, 3)])
 def test_a_token_is_computed_alike_in_every_place_of_a_pass(batch_size, tokens):
     backbone = tiny.backbone(hidden_dim=96, intermediate_dim=160, num_query_heads=6)
     model = MTPCausalLM(backbone, prefix_length=4)

@@ -1,10 +1,11 @@
 """The shapes in which a row of a matrix product depends neither on its place nor on the other rows, to the last bit.
 
-Kernels treat the rows that are left over from their blocks differently: torch's products over 5 and 7 rows do, and one
-row alone is another kernel everywhere. Seen on JAX, TensorFlow and torch on a CPU; pinned by test_fixed_shape.py.
+Kernels treat the rows that are left over from their blocks differently: torch's products over 5, 6 and 7 rows do, those over
+2 and 3 on an AMD processor where the number of columns, the vocabulary's say, is no multiple of 4; and one row alone is
+another kernel everywhere. Seen on JAX, TensorFlow and torch on CPUs; pinned by test_fixed_shape.py.
 """
 
-SMALL, BLOCK = (2, 3, 4), 8  # rows of a product: one of these, or a multiple of 8
+SMALL, BLOCK = 4, 8  # rows of a product: 4, or a multiple of 8
 
 
 def fixed_shape(batch_size: int, tokens: int) -> tuple[int, int]:
@@ -18,6 +19,6 @@ def fixed_shape(batch_size: int, tokens: int) -> tuple[int, int]:
     """
     rows = next((b for b in (1, 2, 4) if b >= batch_size), -(-batch_size // BLOCK) * BLOCK)
     width = tokens
-    while not (rows * width in SMALL or rows * width % BLOCK == 0):
+    while not (rows * width == SMALL or rows * width % BLOCK == 0):
         width += 1
     return rows, width
