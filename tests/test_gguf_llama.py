@@ -77,7 +77,8 @@ def _assert_same_logits(path, model) -> None:
     logits = ops.convert_to_numpy(backbone.token_embedding(hidden, reverse=True))
     with torch.no_grad():
         expected = model(torch.tensor(IDS, dtype=torch.long, device="cpu")).logits.numpy()
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
+    # Rounding in float32 comes to 1.4e-5 (TensorFlow on an AMD processor); quantisation to far more, see below.
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=5e-5)
     assert np.abs(expected).max() > 0.1
 
 
