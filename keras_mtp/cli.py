@@ -21,6 +21,7 @@ from keras_mtp.recipe import (
     apply_overrides,
     available_recipes,
     documented_fields,
+    flat,
     load_recipe,
     with_options,
 )
@@ -239,7 +240,7 @@ def evaluate(
     if as_json:
         _print_json(result)
         return
-    for key, value in _flat(result):
+    for key, value in flat(result):
         click.echo(f"{key:<24} {value:.4f}" if isinstance(value, float) else f"{key:<24} {value}")
 
 
@@ -413,14 +414,6 @@ def _field_rows() -> list[dict[str, Any]]:
 def _assignment(row: dict[str, Any]) -> str:
     choices = f"   ({' | '.join(row['choices'])})" if row["choices"] else ""
     return f"{row['key']} = {json.dumps(row['default'])}{choices}"
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 @contextlib.contextmanager

@@ -369,10 +369,15 @@ def documented_fields() -> Iterator[tuple[str, dataclasses.Field]]:
 
 
 def available_recipes() -> dict[str, Path]:
-    """The recipes that come with the package, by name: beside it in a checkout, inside it in a wheel."""
+    """The recipes that come with the package, by name."""
+    return shipped_files(".")
+
+
+def shipped_files(folder: str) -> dict[str, Path]:
+    """The TOML files in a folder of `recipes/`, by name: beside the package in a checkout, inside it in a wheel."""
     inside = Path(__file__).parent / "recipes"
-    folder = inside if inside.is_dir() else Path(__file__).parent.parent / "recipes"
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    recipes = inside if inside.is_dir() else Path(__file__).parent.parent / "recipes"
+    return {path.stem: path for path in sorted((recipes / folder).glob("*.toml"))}
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
@@ -422,6 +427,15 @@ def to_toml(recipe: Recipe) -> str:
     import tomli_w  # here, since only a run needs to write one
 
     return tomli_w.dumps(dataclasses.asdict(recipe))
+
+
+def flat(tables: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested tables by dotted key: `("heads.count", 2)`."""
+    for key, value in tables.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def updated(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:

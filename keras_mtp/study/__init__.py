@@ -59,9 +59,11 @@ def run(
 
     def results(chosen: Sequence[tuple[Arm, Mapping[str, Any], int]]) -> list[Result]:
         units = [runs.unit(recipe, arm, point, seed) for arm, point, seed in chosen]
-        missing = len(units) - len(runs.finished(units, folder))
-        screen.print(f"{len(units)} runs, {missing} of them to be made: {folder}")
-        return runs.make(units, folder, backend, jobs, told)
+        there = runs.finished(units, folder)
+        missing = [each for each in units if each.name not in there]
+        screen.print(f"{len(units)} runs, {len(missing)} of them to be made: {folder}")
+        there |= runs.make(missing, folder, backend, jobs, told)
+        return [there[each.name] for each in units]
 
     tuning = results(
         [(a, p, s) for a in arms.arms.values() for p in arms.points for s in range(arms.tuning_seeds)]

@@ -18,13 +18,13 @@ seeds = 5                                  where an arm is to have more seeds, o
 import itertools
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from keras_mtp.errors import UserError
-from keras_mtp.recipe import Recipe, updated
+from keras_mtp.recipe import Recipe, flat, shipped_files, updated
 
 Settings = dict[str, Any]  # {"heads.count": 1}: fields of a recipe by dotted key
 _KEYS = ("baseline", "pairs", "tuning_seeds", "grid", "arms")
@@ -75,9 +75,7 @@ class Arms:
 
 def available_arms() -> dict[str, Path]:
     """The files of arms that come with the package, by name."""
-    inside = Path(__file__).parents[1] / "recipes"
-    folder = inside if inside.is_dir() else Path(__file__).parents[2] / "recipes"
-    return {path.stem: path for path in sorted((folder / "arms").glob("*.toml"))}
+    return shipped_files("arms")
 
 
 def load_arms(name_or_path: str | Path, recipe: Recipe) -> Arms:
@@ -122,7 +120,7 @@ def _arms(tables: Mapping[str, Any]) -> Arms:
     )
     for name in [baseline, *itertools.chain(*pairs)]:
         _require(name in arms, f"There is no arm {name!r:.80} to compare with. The arms: {', '.join(arms)}.")
-    grid = dict(_flat(_table(tables, "grid")))
+    grid = dict(flat(_table(tables, "grid")))
     for key, values in grid.items():
         _require(
             isinstance(values, list) and bool(values),
@@ -145,20 +143,12 @@ def _arm(name: str, values: Any) -> Arm:
         f"An arm's name must be letters, digits, `_` and `-`: {name!r:.80}.",
     )
     _require(isinstance(values, dict), f"`arms.{name}` must be a table. Received: {values!r:.80}.")
-    settings = dict(_flat({key: value for key, value in values.items() if key != "seeds"}))
+    settings = dict(flat({key: value for key, value in values.items() if key != "seeds"}))
     _require("training.seed" not in settings, f"`arms.{name}` must not set training.seed: the study does.")
     seeds = values.get("seeds")
     return Arm(
         name=name, settings=settings, seeds=None if seeds is None else _count(seeds, f"arms.{name}.seeds")
     )
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _table(tables: Mapping[str, Any], key: str) -> dict[str, Any]:

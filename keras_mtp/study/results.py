@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from keras_mtp.errors import UserError
-from keras_mtp.recipe import Recipe, documented_fields, from_tables
+from keras_mtp.recipe import Recipe, flat, from_tables
 from keras_mtp.run_folder import ANSWERS, HELD_OUT, METRICS, REPORT, write_text
 
 FORMAT = 1
@@ -136,15 +136,10 @@ def read(path: Path, recipe: Recipe) -> Result:
 def _different(tables: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """The fields in which a recipe that was kept is not the wanted one. Those that were not there yet had their defaults."""
     try:
-        kept = asdict(from_tables(tables))
+        kept = dict(flat(asdict(from_tables(tables))))
     except UserError as error:
         return [str(error)]
-    return [key for key, _ in documented_fields() if _value(kept, key) != _value(wanted, key)]
-
-
-def _value(tables: Mapping[str, Any], key: str) -> Any:
-    table, _, name = key.rpartition(".")
-    return tables[table][name] if table else tables[name]
+    return [key for key, value in flat(wanted) if kept[key] != value]
 
 
 def _numbers(values: Sequence[float | None]) -> list[float]:

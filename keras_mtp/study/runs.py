@@ -61,29 +61,25 @@ def finished(units: Iterable[Unit], folder: Path) -> dict[str, Result]:
     }
 
 
-def make(units: Iterable[Unit], folder: Path, backend: str, jobs: int, told: Told) -> list[Result]:
-    """Makes the runs that are not finished, and gives the results of all, in order.
+def make(units: Iterable[Unit], folder: Path, backend: str, jobs: int, told: Told) -> dict[str, Result]:
+    """Makes runs, and gives their results by the unit's name.
 
     Args:
-        folder: the study's. backend: what to run on. jobs: runs at a time. told: called with every new result.
+        folder: the study's. backend: what to run on. jobs: runs at a time. told: called with every result as it comes.
 
     Raises:
         UserError: a run failed. Those that had begun are finished, and kept, first.
     """
-    units = list(units)
-    there = finished(units, folder)
     (folder / RESULTS).mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(jobs) as pool:
-        waiting = [
-            pool.submit(_make, each, folder, backend, jobs) for each in units if each.name not in there
-        ]
+        waiting = {pool.submit(_make, each, folder, backend, jobs): each.name for each in units}
         try:
             for future in as_completed(waiting):
                 told(future.result())
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return [results.read(_file(folder, each), each.recipe) for each in units]
+    return {name: future.result() for future, name in waiting.items()}
 
 
 def _make(each: Unit, folder: Path, backend: str, jobs: int) -> Result:
