@@ -4,17 +4,12 @@ A story is a few sentences, each with questions of its own. The first question a
 those after it refer back, as CoQA's do, and some have no answer.
 """
 
-import zlib
-from collections.abc import Sequence
-from typing import TypeVar
-
 import numpy as np
 
 from keras_mtp.tasks.coqa import CoQA
 from keras_mtp.tasks.dialogue import Dialogue, Turn
+from keras_mtp.tasks.drawing import pick, split_of
 from keras_mtp.tasks.task import SPLITS, Split
-
-PARTS_FOR_TEST = 6  # one in so many stories belongs to the test split
 
 PEOPLE = (
     *((name, ("he", "his", "him")) for name in ("Ben", "Carlos", "Emil", "Jamal", "Ravi", "Tom")),
@@ -76,7 +71,6 @@ STORY: tuple[tuple[str, list[tuple[str, str]]], ...] = (  # sentences, each with
         ],
     ),
 )  # fmt: skip
-T = TypeVar("T")
 
 
 class ToldStories(CoQA):
@@ -136,10 +130,6 @@ def _draw_words(split: Split, rng: np.random.Generator) -> dict[str, str]:
         hero, friend = rng.choice(len(PEOPLE), 2, replace=False)
         name, (he, his, him) = PEOPLE[hero]
         words = {"name": name, "he": he, "his": his, "him": him, "friend": PEOPLE[friend][0]}
-        words |= {slot: _pick(choices, rng) for slot, choices in WORDS.items()}
-        if (zlib.crc32(repr(words).encode()) % PARTS_FOR_TEST == 0) == (split == "test"):
+        words |= {slot: pick(choices, rng) for slot, choices in WORDS.items()}
+        if split_of(words) == split:
             return words
-
-
-def _pick(choices: Sequence[T], rng: np.random.Generator) -> T:
-    return choices[int(rng.integers(len(choices)))]

@@ -5,26 +5,24 @@ does not come out in whole numbers is not told.
 """
 
 import tomllib
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from keras_mtp.data.example import Example
 from keras_mtp.errors import UserError
+from keras_mtp.tasks.drawing import pick, split_of
 from keras_mtp.tasks.gsm8k import exact_match
 from keras_mtp.tasks.problem_template import Noun, Number, Template
 from keras_mtp.tasks.task import SPLITS, Split, Task
 
 PRONOUNS = {"he": ("he", "his", "him"), "she": ("she", "her", "her")}
-PARTS_FOR_TEST = 6  # one in so many combinations of template and numbers belongs to the test split
 MAX_DRAWS = 10_000
 
 Key = tuple[str | int, ...]  # a template's name and its numbers: equal keys, the same problem
-T = TypeVar("T")
 
 
 class WordProblems(Task):
@@ -105,21 +103,17 @@ def _draw_problem(
     split: Split, told: set[Key], rng: np.random.Generator
 ) -> tuple[Template, dict[str, Number], dict[str, Number]]:
     """A template, numbers and results that are of this split and not `told` yet; adds them to `told`."""
-    template = _pick(templates(), rng)
+    template = pick(templates(), rng)
     for _ in range(MAX_DRAWS):
-        numbers = {slot: Number(_pick(values, rng)) for slot, values in template.numbers.items()}
+        numbers = {slot: Number(pick(values, rng)) for slot, values in template.numbers.items()}
         key: Key = (template.name, *numbers.values())
-        if key not in told and _split_of(key) == split and (results := template.solve(numbers)):
+        if key not in told and split_of(key) == split and (results := template.solve(numbers)):
             told.add(key)
             return template, numbers, results
     raise UserError(
         f"`{split}_size` must leave every template unused numbers to draw. Received: more than {len(told)}. "
         f"Ask for fewer."
     )
-
-
-def _split_of(key: Key) -> Split:
-    return "test" if zlib.crc32(repr(key).encode()) % PARTS_FOR_TEST == 0 else "train"
 
 
 def _draw_words(template: Template, rng: np.random.Generator) -> dict[str, str]:
@@ -130,12 +124,8 @@ def _draw_words(template: Template, rng: np.random.Generator) -> dict[str, str]:
     return {
         **{"name": name, "friend": friend, "other": other},
         **{"he": he, "He": he.capitalize(), "his": his, "him": him},
-        **{slot: _pick(nouns, rng) for slot, nouns in template.words.items()},
+        **{slot: pick(nouns, rng) for slot, nouns in template.words.items()},
     }
-
-
-def _pick(choices: Sequence[T], rng: np.random.Generator) -> T:
-    return choices[int(rng.integers(len(choices)))]
 
 
 def _range(lowest: int, highest: int, step: int = 1) -> range:
