@@ -142,6 +142,6 @@ def test_rows_written_at_once_are_those_written_one_by_one(monkeypatch):
         for row, first in enumerate(start):
             expected[row, ..., first : first + new_tokens, :] = new[row]
         for at_once in (False, True):
-            monkeypatch.setattr(backend, "_writes_at_once", lambda buffer, at_once=at_once: at_once)
+            monkeypatch.setattr(backend, "on_accelerator", lambda at_once=at_once: at_once)
             tensors = (ops.convert_to_tensor(np.copy(array)) for array in (buffer, new, start))
             np.testing.assert_array_equal(ops.convert_to_numpy(backend.write_rows(*tensors)), expected)
