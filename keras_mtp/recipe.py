@@ -250,6 +250,12 @@ class TrainingRecipe(_Table):
         "Stop after so many evaluations in a row without a new lowest held-out loss of head_1; 0 never stops early.",
         minimum=0,
     )
+    probe_every: int = field(
+        0,
+        "Measure every so many steps, and in the first, what each head's loss asks of the trained weights outside the heads: its gradient's norm "
+        "(of the loss without its weight) and its cosine to head_1's. Training goes on as without; a measurement takes about as long as a step. 0: never.",
+        minimum=0,
+    )
     seed: int = field(
         0, "Decides the order of the data and every random start.", minimum=0, maximum=2**32 - 1
     )
@@ -351,6 +357,7 @@ class Recipe(_Table):
             ("heads.target", heads.target == "next", "further", "next"),
             ("training.keep", training.keep != "last", "last", training.keep),
             ("training.patience", training.patience > 0, "0", str(training.patience)),
+            ("training.probe_every", training.probe_every > 0, "0", str(training.probe_every)),
         ):
             if wrong:
                 raise UserError(

@@ -216,6 +216,19 @@ def test_a_result_of_a_version_that_lacked_a_field_had_its_default(done, tmp_pat
         runs.finished([each], tmp_path)
 
 
+def test_measured_gradients_are_kept(tmp_path):
+    write_inputs(tmp_path)
+    (tmp_path / "arms.toml").write_text("[arms.none]\nheads.count = 0\n[arms.linear]\nheads.kind = 'linear'")
+    recipe = tiny_recipe(tmp_path, evaluation__test_limit=0, heads__count=1, training__probe_every=3)
+    arms = load_arms(tmp_path / "arms.toml", recipe)
+    outcome = study.run(recipe, arms, tmp_path / "study", seeds=1, backend="torch", progress=False)
+    found = {name: arm.results[0].gradients for name, arm in outcome.arms.items()}
+    assert found["linear"]["step"] == [1, 3] and len(found["linear"]["head_2_gradient_cosine"]) == 2
+    assert set(found["none"]) == {"step", "head_1_gradient_norm"}
+    again = study.run(recipe, arms, tmp_path / "study", seeds=1, backend="torch", progress=False)
+    assert again.arms["linear"].results[0].gradients == found["linear"]
+
+
 def test_a_damaged_result_is_named(done, tmp_path):
     recipe, arms, *_ = done
     each = runs.unit(recipe, arms.arms["none"], arms.points[0], 0)

@@ -7,13 +7,14 @@ import csv
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from keras_mtp.errors import UserError
+from keras_mtp.probes import norm_column
 from keras_mtp.recipe import Recipe, flat, from_tables
 from keras_mtp.run_folder import ANSWERS, HELD_OUT, METRICS, REPORT, write_text
 
@@ -34,6 +35,7 @@ class Result:
         metric: the task's. scores: one per test item, none if none were answered.
         seconds: of training, the heads' warm-up included.
         versions: by package.
+        gradients: by column of `metrics.csv`, with their "step", what `training.probe_every` had measured; else nothing.
     """
 
     format: int
@@ -54,6 +56,7 @@ class Result:
     scores: list[float]
     seconds: float
     versions: dict[str, str]
+    gradients: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def loss(self) -> float:
@@ -100,7 +103,14 @@ def collect(
         scores=[json.loads(line)["score"] for line in lines],
         seconds=float(log[-1]["seconds"]),
         versions=dict(versions),
+        gradients=_gradients(log),
     )
+
+
+def _gradients(log: Sequence[Mapping[str, str]]) -> dict[str, list[float]]:
+    measured = [row for row in log if row.get(norm_column("head_1"))]
+    wanted = ["step", *(column for column in log[0] if "_gradient_" in column)] if measured else []
+    return {column: [float(row[column]) for row in measured] for column in wanted}
 
 
 def write(result: Result, path: Path) -> None:
@@ -120,7 +130,8 @@ def read(path: Path, recipe: Recipe) -> Result:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        result = Result(**{spec.name: content[spec.name] for spec in fields(Result)})
+        names = {spec.name for spec in fields(Result)}  # what a result is without has its default
+        result = Result(**{name: value for name, value in content.items() if name in names})
         result = Result(**(asdict(result) | {"nats": _numbers(result.nats), "curve": _numbers(result.curve)}))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}. Remove it, and the run is made again.") from error
