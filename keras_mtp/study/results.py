@@ -5,6 +5,7 @@ A study outlives its process by these files, and they are what is published: eve
 
 import csv
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -35,6 +36,8 @@ class Result:
         metric: the task's. scores: one per test item, none if none were answered.
         seconds: of training, the heads' warm-up included.
         versions: by package.
+        step_seconds: by stage ("warmup", "joint"), the median time from the end of a step to that of the next without an
+            evaluation between; nothing for a stage too short to tell.
         gradients: by column of `metrics.csv`, with their "step", what `training.probe_every` had measured; else nothing.
     """
 
@@ -56,6 +59,7 @@ class Result:
     scores: list[float]
     seconds: float
     versions: dict[str, str]
+    step_seconds: dict[str, float] = field(default_factory=dict)
     gradients: dict[str, list[float]] = field(default_factory=dict)
 
     @property
@@ -103,8 +107,18 @@ def collect(
         scores=[json.loads(line)["score"] for line in lines],
         seconds=float(log[-1]["seconds"]),
         versions=dict(versions),
+        step_seconds=_step_seconds(log),
         gradients=_gradients(log),
     )
+
+
+def _step_seconds(log: Sequence[Mapping[str, str]]) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    for before, after in itertools.pairwise(log):
+        if before["stage"] == after["stage"] and not before["held_out_head_1_loss"]:
+            taken = float(after["seconds"]) - float(before["seconds"])
+            found.setdefault(after["stage"], []).append(taken)
+    return {stage: float(np.median(taken)) for stage, taken in found.items()}
 
 
 def _gradients(log: Sequence[Mapping[str, str]]) -> dict[str, list[float]]:
