@@ -259,8 +259,9 @@ class TrainingRecipe(_Table):
     )
     probe_every: int = field(
         0,
-        "Measure every so many steps, and in the first, what each head's loss asks of the trained weights outside the heads: its gradient's norm "
-        "(of the loss without its weight) and its cosine to head_1's. Training goes on as without; a measurement takes about as long as a step. 0: never.",
+        "Measure every so many steps, and in the first, what each head's loss asks of the trained weights outside the heads: "
+        "its gradient's norm (of the loss without its weight) and its cosine to head_1's. Training goes on as without; a "
+        "measurement takes about as long as a step. 0: never.",
         minimum=0,
     )
     seed: int = field(

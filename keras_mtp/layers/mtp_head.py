@@ -28,8 +28,8 @@ class MTPHead(keras.layers.Layer):
     Raises:
         ValueError: `attach` is no known name.
 
-    A subclass sets `reads`, its default place, and implements `adopt` and `call`. One that sets `reads_tokens` gets a second argument:
-    `call(hidden_states, next_embeddings)`, as `SequentialHead` does.
+    A subclass sets `reads`, its default place, and implements `adopt` and `call`. One that sets `reads_tokens` gets a
+    second argument: `call(hidden_states, next_embeddings)`, as `SequentialHead` does.
 
     Example: a head of one's own, twice as wide inside.
 

@@ -14,9 +14,10 @@ from keras_mtp.study.statistics import Difference
 
 MARKDOWN, JSON, CURVES, DIFFERENCES = "study.md", "study.json", "curves.png", "differences.png"
 EQUAL = {
-    "steps": "all arms were given the same number of joint steps, unless an arm's settings say otherwise; a step of an arm with heads takes longer, and their "
-    "warm-up comes on top",
-    "seconds": "every arm was given as many joint steps as fit into the baseline's measured training time, the heads' warm-up counted, evaluations not",
+    "steps": "all arms were given the same number of joint steps, unless an arm's settings say otherwise; a step of an arm "
+    "with heads takes longer, and their warm-up comes on top",
+    "seconds": "every arm was given as many joint steps as fit into the baseline's measured training time, the heads' "
+    "warm-up counted, evaluations not",
 }
 STYLES = ("-", "--", ":")
 
