@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import keras
+import numpy as np
 from keras_hub.src.models.llama.llama_decoder import LlamaTransformerDecoder  # not exported
 
 from keras_mtp.layers.mtp_head import MTPHead, random_weights
@@ -68,7 +69,7 @@ class BlockHead(MTPHead):
                 self.decoder._self_attention_layer._output_dense,
                 self.decoder._feedforward_output_dense,
             ):
-                dense.kernel.assign(keras.ops.zeros_like(dense.kernel))
+                dense.kernel.assign(np.zeros(dense.kernel.shape, "float32"))
 
     def get_config(self):
         return {**super().get_config(), "start": self.start, "seed": self.seed, "block": self.block}
