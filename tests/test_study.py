@@ -249,13 +249,13 @@ def test_a_warm_up_that_takes_all_the_time_is_refused(done):
 def test_a_study_of_equal_seconds_records_its_steps_and_goes_on_with_them(tmp_path):
     write_inputs(tmp_path)
     (tmp_path / "arms.toml").write_text("[arms.none]\nheads.count = 0\n[arms.linear]\nheads.kind = 'linear'")
-    changes = {"heads__warmup_steps": 1, "training__steps": 20, "evaluation__test_limit": 0}
+    changes = {"heads__warmup_steps": 1, "training__steps": 30, "evaluation__test_limit": 0}
     recipe = tiny_recipe(tmp_path, heads__count=2, training__compile=False, **changes)
     arms, folder = load_arms(tmp_path / "arms.toml", recipe), tmp_path / "study"
     options = {"seeds": 1, "backend": "torch", "equal": "seconds", "progress": False}
     outcome = study.run(recipe, arms, folder, **options)
     linear, none = outcome.arms["linear"], outcome.arms["none"]
-    assert none.steps == 20 and linear.steps >= 1 and linear.results[0].steps[-1] == linear.steps
+    assert none.steps == 30 and linear.steps >= 1 and linear.results[0].steps[-1] == linear.steps
     measured = json.loads((folder / "results" / "seconds.linear.seed_0.json").read_text())
     assert set(measured["step_seconds"]) == {"warmup", "joint"} and measured["step_seconds"]["joint"] > 0
     text = (folder / page.MARKDOWN).read_text()

@@ -86,7 +86,7 @@ def _measuring(recipe: Recipe, arm: Arm, point: Settings) -> Unit:
     full = unit(recipe, replace(arm, name=f"seconds.{arm.name}"), point, 0)
     short = {
         "training.steps": MEASURED_STEPS,
-        "heads.warmup_steps": min(full.recipe.heads.warmup_steps, MEASURED_STEPS),
+        "heads.warmup_steps": MEASURED_STEPS if full.recipe.heads.warmup_steps else 0,
         "heads.warmup_patience": 0,
         "evaluation.every": MEASURED_STEPS,
         "evaluation.test_limit": 0,
