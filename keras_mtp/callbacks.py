@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -17,16 +17,24 @@ class StepLog(keras.callbacks.Callback):
 
     Args:
         log: where to write. stage: "warmup", "joint" or "heads". batches: what the stage is fed.
+        probe: called with a step's number before the step is made, for further values of its row, see `GradientProbe`.
     """
 
-    def __init__(self, log: MetricsLog, stage: str, batches: Batches):
+    def __init__(
+        self,
+        log: MetricsLog,
+        stage: str,
+        batches: Batches,
+        probe: Callable[[int], Mapping[str, float]] = lambda step: {},
+    ):
         super().__init__()
-        self.log, self.stage, self.batches = log, stage, batches
+        self.log, self.stage, self.batches, self.probe = log, stage, batches, probe
         self.micro_batches = 0
 
     def on_train_batch_begin(self, batch, logs=None):
         if self.micro_batches % self.batches.accumulation == 0:
-            self.model.reset_metrics()
+            self.model.reset_metrics()  # on JAX `model` syncs the variables, which are stale during an epoch
+            self.probed = self.probe(self.micro_batches // self.batches.accumulation + 1)
             self.begun = time.monotonic()
 
     def on_train_batch_end(self, batch, logs=None):
@@ -42,6 +50,7 @@ class StepLog(keras.callbacks.Callback):
             step,
             tokens_per_second=round(self.batches.real_tokens(step - 1) / seconds, 1),
             **losses,
+            **self.probed,
         )
         if step == self.batches.steps:
             # The last epoch may be shorter than the others; Keras would warn that the data ran out.

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, get_origin
 
@@ -45,6 +45,7 @@ class Manifest:
         base: name of the base model. base_sha256: hash of its file.
         steps: optimizer steps of the last stage that the weights have seen.
         files: SHA-256 by file name.
+        attached: which state of the trunk each head reads, by head; empty in older files, whose heads are at their default.
 
     Raises:
         TypeError: a value of another type than it is declared with.
@@ -55,6 +56,7 @@ class Manifest:
     base_sha256: str
     steps: int
     files: dict[str, str]
+    attached: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for spec in fields(self):
@@ -93,6 +95,7 @@ def save(
             base_sha256=base.sha256,
             steps=steps,
             files={name: _sha256(temporary / name) for name in (TRAINED, OPTIMIZER)},
+            attached=_attached(model),
         )
         (temporary / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
         for path in (*temporary.iterdir(), temporary):
@@ -147,7 +150,8 @@ def restore(folder: Path, model: "MTPCausalLM", *, base: BaseInfo, heads: int | 
             draft vocabulary. None for all.
 
     Raises:
-        UserError: as `read_manifest`; another base model; tensors missing, surplus or of another shape.
+        UserError: as `read_manifest`; another base model; tensors missing, surplus or of another shape; heads that read
+            another state of the trunk than they were trained on.
     """
     manifest = read_manifest(folder)
     require_base(manifest, base, folder.parent)
@@ -169,6 +173,7 @@ def restore(folder: Path, model: "MTPCausalLM", *, base: BaseInfo, heads: int | 
         raise UserError(
             f"{folder / TRAINED} does not fit the run's recipe: tensor {wrong[0]} (of {len(wrong)})."
         )
+    _require_attached(manifest, model, folder, heads)
     if drafts.ndim != 1 or drafts.dtype != "int32" or not _are_tokens(drafts, model):
         raise UserError(
             f"{folder / TRAINED} does not fit the run's recipe: tensor {DRAFTS} holds no token ids."
@@ -178,6 +183,23 @@ def restore(folder: Path, model: "MTPCausalLM", *, base: BaseInfo, heads: int | 
     if heads is None:
         model.draft_vocabulary = drafts.tolist()
     return manifest
+
+
+def _attached(model: "MTPCausalLM") -> dict[str, str]:
+    return {name: head.reads for name, head in zip(model.head_names[1:], model.heads, strict=True)}
+
+
+def _require_attached(manifest: Manifest, model: "MTPCausalLM", folder: Path, heads: int | None) -> None:
+    """Raises a `UserError` if one of the first `heads` heads reads another state than the checkpoint's; their tensors look alike."""
+    reads_by_default = dict(
+        zip(model.head_names[1:], (type(head).reads for head in model.heads), strict=True)
+    )
+    for name, reads in list(_attached(model).items())[:heads]:
+        trained_on = manifest.attached.get(name, reads_by_default[name])
+        if reads != trained_on:
+            raise UserError(
+                f"`heads.attach` must be {trained_on}, where {name} in {folder} was trained. Received: {reads}."
+            )
 
 
 def _are_tokens(ids: np.ndarray, model: "MTPCausalLM") -> bool:

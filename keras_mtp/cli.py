@@ -347,6 +347,13 @@ def generate(
     help="Change a field of the recipe, for all arms.",
 )
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at a time.")
+@click.option(
+    "--equal",
+    type=click.Choice(["steps", "seconds"]),
+    default="steps",
+    show_default=True,
+    help="What all arms get alike: joint steps, or training time, as long as the baseline's, the heads' warm-up counted.",
+)
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
 @_as_json
 def study(
@@ -359,6 +366,7 @@ def study(
     folder: Path | None,
     assignments: tuple[str, ...],
     jobs: int,
+    equal: str,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -378,7 +386,7 @@ def study(
     folder = folder or Path("runs") / f"{chosen.name}-study-{backend_name}"
     folder.mkdir(parents=True, exist_ok=True)
     outcome = studies.run(
-        chosen, arms, folder, seeds=seeds, backend=backend_name, jobs=jobs, progress=not quiet
+        chosen, arms, folder, seeds=seeds, backend=backend_name, jobs=jobs, equal=equal, progress=not quiet
     )
     if as_json:
         _print_json(outcome.to_json())

@@ -51,6 +51,32 @@ def draw(rows: Sequence[Row], *, title: str, subtitle: str, kept_step: int | Non
     return figure
 
 
+def draw_gradients(rows: Sequence[Row], *, title: str, subtitle: str) -> "Figure":
+    """What a probe measured: every head's gradient norm, and its cosine to head_1's; arguments as for `draw`."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.2), dpi=150, layout="constrained")
+    axes = figure.subplots(1, 2)
+    for name, colour in zip(_head_names(rows), itertools.cycle(COLOURS), strict=False):
+        for axis, what in zip(axes, ("norm", "cosine"), strict=True):
+            found = _series(rows, "joint", f"{name}_gradient_{what}")
+            if found.steps:
+                axis.plot(found.steps, found.values, "o-", color=colour, markersize=4, label=name)
+    axes[0].set(title="norm of the gradient of the unweighted loss", ylim=(0, None))
+    axes[1].set(title="cosine to head_1's gradient", ylim=(-1.05, 1.05))
+    axes[1].axhline(0, color="black", linewidth=0.8)
+    for axis in axes:
+        axis.set_xlabel("joint step")
+        axis.title.set_fontsize(10)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.25, linewidth=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+        if axis.lines[1:] or axis is axes[0]:
+            axis.legend(frameon=False, fontsize=8)
+    figure.suptitle(f"{title}\n{subtitle}", fontsize=11, parse_math=False)
+    return figure
+
+
 def _panels(rows: Sequence[Row], heads: list[str]) -> Iterator[tuple[str, list[str]]]:
     if _has_warmup(rows):
         yield "warmup", heads[1:]

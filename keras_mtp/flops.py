@@ -106,6 +106,7 @@ def step_flops(
     trained: str = "prefix",
     heads: int = 0,
     kind: str = "transformer",
+    attach: str = "default",
     heads_trained: bool = True,
     detached: bool = False,
     remat: bool = False,
@@ -118,7 +119,7 @@ def step_flops(
         trained: "prefix" (the trunk is frozen; LoRA costs as much plus its small matrices), "full", or "heads" (the
             warm-up of the heads, where the trunk gets no gradient and `head_1` makes no logits).
         heads: number of heads beyond `head_1`.
-        kind: "transformer", "sequential" or "linear".
+        kind: "transformer", "sequential" or "linear". attach: what they read, as `heads.attach` in a recipe.
         heads_trained: whether their weights are trained. detached: whether their gradient stops before the trunk.
         remat: whether blocks are computed again in the backward pass.
 
@@ -141,8 +142,9 @@ def step_flops(
         raise ValueError(f"`kind` must be one of {KINDS}. Received: kind={kind!r}")
     detached = detached or trained == "heads"
     trunk_passes = {"full": 3, "prefix": 2, "heads": 1}[trained]
-    # Heads that are a block run beside the last one: while they alone are trained, nobody needs it.
-    layers = sizes.num_layers - (trained == "heads" and kind != "linear")
+    beside_last = attach == "before_last_block" or (attach == "default" and kind != "linear")
+    # While heads that run beside the last block are trained alone, nobody needs that block.
+    layers = sizes.num_layers - (trained == "heads" and beside_last)
     # The unembedding is trained by head_1 at most, and only where the trunk is.
     head_1_rows = labelled_rows / (1 + heads) if trained == "full" else 0
     return StepFlops(

@@ -2,6 +2,7 @@
 
 import csv
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ class MetricsLog:
     Args:
         path: the CSV file; begun anew.
         head_names: `("head_1", ...)`; they decide the columns.
+        further: columns beyond these, for whatever else `step` is given.
 
     Columns: `stage` ("warmup", "joint" or "heads"), `step` (optimizer steps of the stage so far), `seconds` since the log began,
     `tokens_per_second` (real tokens, padding aside), `<head>_loss` (nats per answer token of the step's batch),
-    `held_out_<head>_loss` and `held_out_<head>_top1` where an evaluation was made.
+    `held_out_<head>_loss` and `held_out_<head>_top1` where an evaluation was made. Among the further ones, where
+    `training.probe_every` asks for them, `<head>_gradient_norm` and `<head>_gradient_cosine`, see `keras_mtp.probes`.
     """
 
-    def __init__(self, path: Path, head_names: tuple[str, ...]):
+    def __init__(self, path: Path, head_names: tuple[str, ...], further: Sequence[str] = ()):
         self.rows: list[Row] = []
         self._pending: Row | None = None
         self._begun = time.monotonic()
@@ -33,6 +36,7 @@ class MetricsLog:
             "tokens_per_second",
             *(f"{name}_loss" for name in head_names),
             *(f"held_out_{name}_{what}" for name in head_names for what in ("loss", "top1")),
+            *further,
         ]
         self._file = path.open("w", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._file, self.columns, restval="")

@@ -22,6 +22,7 @@ from keras_mtp.models.backbone import base_info
 from keras_mtp.models.from_recipe import model_from_recipe
 from keras_mtp.models.licence import write_licence
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
+from keras_mtp.probes import columns
 from keras_mtp.progress import ProgressBar, console
 from keras_mtp.recipe import Recipe, to_toml, updated
 from keras_mtp.report import Report
@@ -85,7 +86,8 @@ def _run(recipe: Recipe, folder: Path, screen: Console, callbacks: Sequence) -> 
     judged = f"{len(held_out)} held-out examples, {len(judge_task.examples)} test items"
     screen.print(f"before: {judged}")
     before = judge_held_out(), judge_task()
-    log = MetricsLog(folder / METRICS, model.head_names)
+    probed = columns(model.head_names) if recipe.training.probe_every else ()
+    log = MetricsLog(folder / METRICS, model.head_names, probed)
     bar = ProgressBar(log, recipe, screen)
     try:
         trained = train(model, training, recipe, log, judge_held_out, [bar, *callbacks], start.heads)

@@ -87,8 +87,8 @@ class StartRecipe(_Table):
     _path: ClassVar[str] = "start."
     run: str = field(
         "",
-        "The folder of a finished run of the same base model, as --from sets it; empty starts afresh. prefix.length and "
-        "heads.kind must be the run's; heads beyond the run's start fresh, and only they are warmed up. With "
+        "The folder of a finished run of the same base model, as --from sets it; empty starts afresh. prefix.length, "
+        "heads.kind and heads.attach must be the run's; heads beyond the run's start fresh, and only they are warmed up. With "
         "heads.purpose=speed the kind may be another, and all heads are fresh then.",
     )
     checkpoint: str = field(
@@ -162,8 +162,8 @@ class HeadsRecipe(_Table):
     count: int = field(1, "How many: with 1 there is head_2, which predicts two tokens ahead.", minimum=0)
     kind: str = field(
         "transformer",
-        "transformer: a decoder block beside the last one. sequential: the same, and it sees the token before the one it "
-        "predicts: when it drafts, the draft before its own. linear: a square matrix on the last state.",
+        "transformer: a decoder block. sequential: the same, and it sees the token before the one it "
+        "predicts: when it drafts, the draft before its own. linear: a square matrix. Where they stand: heads.attach.",
         choices=("transformer", "sequential", "linear"),
     )
     purpose: str = field(
@@ -176,8 +176,15 @@ class HeadsRecipe(_Table):
     )
     start: str = field(
         "last_block",
-        "What a transformer or sequential head starts as: a copy of the last block, or random numbers.",
-        choices=("last_block", "random"),
+        "What a head starts as: last_block, a copy of the last block (linear heads, having no block: as zero); random numbers; or "
+        "zero: it adds nothing at first to the state that it reads, the rest of a block being that copy.",
+        choices=("last_block", "random", "zero"),
+    )
+    attach: str = field(
+        "default",
+        "Which state of the trunk the heads read: last_block, what the last block gives; before_last_block, what it is given, "
+        "so that heads run beside it; or default: before_last_block for transformer and sequential heads, last_block for linear ones.",
+        choices=("default", "last_block", "before_last_block"),
     )
     weight: float = field(0.1, "Weight of head_2's loss beside head_1's, whose weight is 1.", minimum=0)
     decay: float = field(1.0, "Each further head weighs this times the one before it.", minimum=0)
@@ -252,6 +259,13 @@ class TrainingRecipe(_Table):
     patience: int = field(
         0,
         "Stop after so many evaluations in a row without a new lowest held-out loss of head_1; 0 never stops early.",
+        minimum=0,
+    )
+    probe_every: int = field(
+        0,
+        "Measure every so many steps, and in the first, what each head's loss asks of the trained weights outside the heads: "
+        "its gradient's norm (of the loss without its weight) and its cosine to head_1's. Training goes on as without; a "
+        "measurement takes about as long as a step. 0: never.",
         minimum=0,
     )
     seed: int = field(
@@ -355,6 +369,7 @@ class Recipe(_Table):
             ("heads.target", heads.target == "next", "further", "next"),
             ("training.keep", training.keep != "last", "last", training.keep),
             ("training.patience", training.patience > 0, "0", str(training.patience)),
+            ("training.probe_every", training.probe_every > 0, "0", str(training.probe_every)),
         ):
             if wrong:
                 raise UserError(

@@ -22,6 +22,7 @@ from rich.table import Table
 
 from keras_mtp import __version__, curves
 from keras_mtp.data.splits import places_by_source
+from keras_mtp.probes import cosine_column, norm_column
 from keras_mtp.run_folder import RECIPE, REPORT, write_text
 
 if TYPE_CHECKING:
@@ -34,11 +35,12 @@ if TYPE_CHECKING:
     from keras_mtp.tasks.task import Task
     from keras_mtp.training import Trained
 
+GRADIENT_COLUMNS = ("head", "norm, first", "norm, last", "norm, mean", "cosine to head_1, mean")
 OWN_ANSWERS = "The heads learnt from the answers that the model itself gave to these prompts"
 
 SPELT = {"token_f1": "token F1", "rouge_l": "ROUGE-L"}  # metrics, as people write them
 
-MARKDOWN, CURVES = "report.md", "curves.png"
+MARKDOWN, CURVES, GRADIENTS = "report.md", "curves.png", "gradients.png"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +110,26 @@ class SourceResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GradientResult:
+    """What one head asked of the trained weights outside the heads, see `keras_mtp.probes`.
+
+    Args:
+        norm_first, norm_last: of its loss's gradient, the loss unweighted, in the first and the last step measured.
+        norm: the mean of all measured. cosine: the mean cosine to head_1's; None for head_1 itself.
+    """
+
+    norm_first: float
+    norm_last: float
+    norm: float
+    cosine: float | None = None
+
+    def to_json(self) -> dict[str, float]:
+        """The entry in `report.json`."""
+        content = {"norm_first": self.norm_first, "norm_last": self.norm_last, "norm": self.norm}
+        return content if self.cosine is None else content | {"cosine": self.cosine}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """A run's results and what is needed to repeat it.
 
@@ -127,6 +149,7 @@ class Report:
         held_out: results by head. held_out_n: number of held-out examples. held_out_by_source: the same by source of the
             data, where they name any; the largest first.
         task: the task's score.
+        gradients: by head, where `training.probe_every` asked for them. gradients_n: number of steps measured.
         tokens_per_second: real tokens trained on per second, the warm-up aside.
         peak_bytes: peak resident memory less that after imports.
         seconds: of the whole run. padding_share: share of padding in what training computed.
@@ -160,6 +183,8 @@ class Report:
     held_out_n: int
     held_out_by_source: Mapping[str, SourceResult] = field(default_factory=dict)
     task: TaskResult
+    gradients: Mapping[str, GradientResult] = field(default_factory=dict)
+    gradients_n: int = 0
     tokens_per_second: float
     peak_bytes: int
     seconds: float
@@ -172,7 +197,7 @@ class Report:
     command: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The content of `report.json`; `held_out_by_source`, `kept_step` and `started_from` only where there is one."""
+        """The content of `report.json`; `held_out_by_source`, `gradients`, `kept_step` and `started_from` only where there is one."""
         content: dict[str, Any] = {
             "recipe": self.recipe,
             "backend": self.backend,
@@ -189,6 +214,9 @@ class Report:
             content["held_out_by_source"] = {
                 source: _by_head(result.heads, result.n) for source, result in self.held_out_by_source.items()
             }
+        if self.gradients:
+            heads = {name: gradient.to_json() for name, gradient in self.gradients.items()}
+            content["gradients"] = {**heads, "n": self.gradients_n}
         if self.kept_step is not None:
             content["kept_step"] = self.kept_step
         if self.started_from:
@@ -226,6 +254,7 @@ def from_run(
         rows: of the metrics log; the speed is the median over its steps after the warm-up.
     """
     (heads_before, answers_before), (heads, answers) = before, after
+    probed = [row for row in rows if norm_column("head_1") in row]
     speeds = [row["tokens_per_second"] for row in rows if row["stage"] != "warmup" and row["step"]]
     return Report(
         recipe=recipe.name,
@@ -253,6 +282,8 @@ def from_run(
         held_out_n=len(held_out),
         held_out_by_source=_source_results(heads_before, heads, held_out),
         task=_task_result(answers_before, answers),
+        gradients={name: _gradient_result(name, probed) for name in heads} if probed else {},
+        gradients_n=len(probed),
         tokens_per_second=statistics.median(speeds),
         peak_bytes=clock.peak_bytes,
         seconds=clock.seconds,
@@ -281,6 +312,17 @@ def _head_results(
         )
         for name, score in after.items()
     }
+
+
+def _gradient_result(name: str, probed: Sequence[curves.Row]) -> GradientResult:
+    norms = [row[norm_column(name)] for row in probed]
+    cosines = [row[cosine_column(name)] for row in probed if cosine_column(name) in row]
+    return GradientResult(
+        norm_first=norms[0],
+        norm_last=norms[-1],
+        norm=statistics.mean(norms),
+        cosine=statistics.mean(cosines) if cosines else None,
+    )
 
 
 def _source_results(
@@ -320,7 +362,7 @@ def write(report: Report, folder: Path) -> None:
 
 
 def plot(rows: Sequence[curves.Row], report: Report, folder: Path) -> None:
-    """Draws `curves.png` from the rows of `metrics.csv`."""
+    """Draws `curves.png`, and `gradients.png` where gradients were measured, from the rows of `metrics.csv`."""
     subtitle = (
         f"recipe {report.recipe}, {report.backend}, seed {report.seed}, {report.held_out_n} held-out examples"
     )
@@ -328,6 +370,8 @@ def plot(rows: Sequence[curves.Row], report: Report, folder: Path) -> None:
         subtitle += f", weights of step {report.kept_step}"
     title = f"{report.model} on {report.data}"
     curves.draw(rows, title=title, subtitle=subtitle, kept_step=report.kept_step).savefig(folder / CURVES)
+    if report.gradients:
+        curves.draw_gradients(rows, title=title, subtitle=subtitle).savefig(folder / GRADIENTS)
 
 
 def summary(report: Report) -> str:
@@ -339,6 +383,8 @@ def summary(report: Report) -> str:
             row[:4] for row in (_sources_columns(report), *_sources(report))
         ]  # head_1's: four fit a terminal
         console.print(_table("\nHeld-out loss by source, nats per token", first[0], first[1:]))
+    if report.gradients:
+        console.print(_table(f"\n{_gradients_title(report)}", GRADIENT_COLUMNS, _gradients(report)))
     text = "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]
     kept = _kept(report)
     notes = [_caution(report), kept and f"Kept: {kept}", _cost(report)]
@@ -381,6 +427,7 @@ def markdown(report: Report) -> str:
             *_sources_markdown(report),
             f"![Loss over the run]({CURVES})",
             "",
+            *_gradients_markdown(report),
             "Held-out examples are taken out of the training split and never trained on; a held-out loss is the sum of",
             "nats over all their answer tokens, divided by the number of these tokens. `head_1` predicts the next token,",
             "`head_2` the one after it, and so on. The test items were looked at only before the first and after the last",
@@ -449,6 +496,36 @@ def _sources_markdown(report: Report) -> list[str]:
         "Held-out loss by source, nats per token:",
         "",
         *(f"| {' | '.join(row)} |" for row in escaped),
+        "",
+    ]
+
+
+def _gradients_title(report: Report) -> str:
+    return f"Gradient of each head's loss at the trained weights outside the heads, {report.gradients_n} steps measured"
+
+
+def _gradients(report: Report) -> list[list[str]]:
+    """Rows of head, norms and cosine."""
+    return [
+        [
+            name,
+            *(f"{norm:.3g}" for norm in (g.norm_first, g.norm_last, g.norm)),
+            "" if g.cosine is None else f"{g.cosine:+.3f}",
+        ]
+        for name, g in report.gradients.items()
+    ]
+
+
+def _gradients_markdown(report: Report) -> list[str]:
+    if not report.gradients:
+        return []
+    rows = [GRADIENT_COLUMNS, ["---"] * len(GRADIENT_COLUMNS), *_gradients(report)]
+    return [
+        f"{_gradients_title(report)} (the loss without its weight; see `metrics.csv` for every one):",
+        "",
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+        f"![Gradients over the run]({GRADIENTS})",
         "",
     ]
 

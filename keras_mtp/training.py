@@ -31,6 +31,7 @@ from keras_mtp.losses import LinearCrossEntropy
 from keras_mtp.metrics import MetricsLog
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
 from keras_mtp.models.training_view import TrainingView
+from keras_mtp.probes import GradientProbe
 from keras_mtp.recipe import Recipe
 
 COMPILING_PAYS = 60  # batches: about where torch.compile has won back its minute, measured on two CPU cores
@@ -108,7 +109,8 @@ def train(
     log.evaluation(evaluate())
     best = _best(stage, model, recipe, log)
     best.look()
-    _fit(stage, batches, model, [StepLog(log, stage.name, batches), HeldOut(evaluate, log), best, *callbacks])
+    follow = StepLog(log, stage.name, batches, *_probe(stage, batches, model, recipe, shared))
+    _fit(stage, batches, model, [follow, HeldOut(evaluate, log), best, *callbacks])
     log.flush()
     best.restore()
     steps = int(log.rows[-1]["step"])
@@ -193,12 +195,34 @@ def _batches(stage: Stage, examples, recipe: Recipe) -> Batches:
     )
 
 
-def _fit(stage: Stage, batches: Batches, model: MTPCausalLM, callbacks) -> None:
+def _losses(stage: Stage, model: MTPCausalLM) -> dict[str, LinearCrossEntropy]:
     unembedding = model.backbone.token_embedding
-    losses = {
+    return {
         name: LinearCrossEntropy(unembedding, trained=name == "head_1" and unembedding.trainable)
         for name in stage.loss_weights
     }
+
+
+def _probe(
+    stage: Stage, batches: Batches, model: MTPCausalLM, recipe: Recipe, shared: int
+) -> list[GradientProbe]:
+    """The probe of the joint stage, if the recipe wants one."""
+    if not recipe.training.probe_every:
+        return []
+    of_heads = {id(v) for head in model.heads for v in head.variables}
+    weights = [v for v in model.trainable_variables if id(v) not in of_heads]
+    if not weights:
+        raise UserError(
+            "`training.probe_every` must be 0 where only heads are trained: it measures what the heads ask of the weights "
+            f"that they share. Received: training.probe_every={recipe.training.probe_every}."
+        )
+    # A view of its own: torch's fused blocks allow one backward pass per forward, and here every head has its own.
+    view = model.training_view(shared_tokens=shared, detach=recipe.heads.detach, remat=recipe.training.remat)
+    return [GradientProbe(view, _losses(stage, model), batches, weights, recipe.training.probe_every)]
+
+
+def _fit(stage: Stage, batches: Batches, model: MTPCausalLM, callbacks) -> None:
+    losses = _losses(stage, model)
     stage.view.compile(optimizer=stage.optimizer, loss=losses, loss_weights=stage.loss_weights)
     backend.build_for_fit(stage.view, dict.fromkeys(losses, stage.view.backbone.hidden_dim))
     stage.view.fit(

@@ -22,6 +22,16 @@ def _heads():
     return [TransformerHead(start="random"), LinearHead(), SequentialHead(), SequentialHead(start="random")]
 
 
+def _heads_elsewhere():
+    """Each kind where it does not stand by default, beside one that does."""
+    return [
+        TransformerHead(attach="last_block"),
+        LinearHead(attach="before_last_block"),
+        SequentialHead(attach="last_block"),
+        LinearHead(),
+    ]
+
+
 def _start(*positions):
     return ops.convert_to_tensor(np.array(positions, "int32"))
 
@@ -38,9 +48,13 @@ def _draw(heads) -> None:
 
 
 @pytest.mark.parametrize("prefix_length", [0, 4])
-@pytest.mark.parametrize("rope", [{}, {"rope_max_wavelength": 500}])
-def test_cached_equals_uncached_for_every_head(prefix_length, rope):
-    model = _model(prefix_length, _heads(), **rope)
+@pytest.mark.parametrize(
+    ("heads", "rope"),
+    [(_heads, {}), (_heads, {"rope_max_wavelength": 500}), (_heads_elsewhere, {})],
+    ids=["default", "other rope", "attached elsewhere"],
+)
+def test_cached_equals_uncached_for_every_head(prefix_length, heads, rope):
+    model = _model(prefix_length, heads(), **rope)
     _draw(model.heads)
     forward = CachedForward(model, heads=True)
     ids = tiny.token_ids(2, 9)

@@ -1,5 +1,6 @@
 """A checkpoint moves between backends; `test_pipeline.py` holds the errors."""
 
+import json
 import os
 import subprocess
 import sys
@@ -98,3 +99,26 @@ def test_a_draft_vocabulary_that_holds_no_token_ids_is_refused(ids, tmp_path, mo
     checkpoint.save(tmp_path / "checkpoint", make(seed=0), [], base=BASE, steps=1)
     with pytest.raises(UserError, match="tensor draft_vocabulary holds no token ids"):
         checkpoint.restore(tmp_path / "checkpoint", make(seed=0), base=BASE)
+
+
+def test_heads_that_read_another_state_are_refused(tmp_path):
+    """Their tensors have the same names and shapes, so nothing else would tell."""
+
+    def model(**attach):
+        return MTPCausalLM(tiny.backbone(), heads=[TransformerHead(), LinearHead(**attach)])
+
+    folder = tmp_path / "checkpoint"
+    checkpoint.save(folder, model(attach="before_last_block"), [], base=BASE, steps=1)
+    with pytest.raises(
+        UserError, match=r"`heads\.attach` must be before_last_block, where head_3 .*Received: last_block"
+    ):
+        checkpoint.restore(folder, model(), base=BASE)
+    checkpoint.restore(folder, model(), base=BASE, heads=1)  # that head stays fresh
+    checkpoint.restore(folder, model(attach="before_last_block"), base=BASE)
+    # Older files do not say it: their heads stood at their default place.
+    manifest = json.loads((folder / "checkpoint.json").read_text())
+    del manifest["attached"]
+    (folder / "checkpoint.json").write_text(json.dumps(manifest))
+    checkpoint.restore(folder, model(attach="last_block"), base=BASE)
+    with pytest.raises(UserError, match=r"`heads\.attach` must be last_block"):
+        checkpoint.restore(folder, model(attach="before_last_block"), base=BASE)

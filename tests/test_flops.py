@@ -45,6 +45,7 @@ class Case:
     trained: str = "prefix"
     heads: int = 0
     kind: str = "transformer"
+    attach: str = "default"
     heads_trained: bool = True
     detached: bool = False
     remat: bool = False
@@ -88,6 +89,10 @@ CASES = {
     "prefix and sequential heads": Case(heads=2, kind="sequential"),
     "prefix and frozen sequential head": Case(heads=1, kind="sequential", heads_trained=False),
     "sequential head": Case(trained="heads", heads=1, kind="sequential"),
+    "head behind the last block": Case(trained="heads", heads=1, attach="last_block"),
+    "linear head beside the last block": Case(
+        trained="heads", heads=1, kind="linear", attach="before_last_block"
+    ),
     "prefix and head, blocks computed again": Case(heads=1, remat=True),
 }
 
@@ -162,7 +167,7 @@ def _examples() -> list[Encoded]:
 
 
 def _counted(case: Case, folder) -> float:
-    heads = [KINDS[case.kind](name=f"head_{k}") for k in range(2, 2 + case.heads)]
+    heads = [KINDS[case.kind](attach=case.attach, name=f"head_{k}") for k in range(2, 2 + case.heads)]
     model = MTPCausalLM(
         tiny.backbone(**WIDE), prefix_length=PREFIX, heads=heads, freeze_backbone=case.trained != "full"
     )

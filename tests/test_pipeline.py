@@ -12,7 +12,7 @@ from keras_mtp.errors import UserError
 from keras_mtp.models.backbone import base_info
 from keras_mtp.models.from_recipe import model_from_recipe
 from keras_mtp.recipe import load_recipe, updated
-from keras_mtp.report import Report
+from keras_mtp.report import Report, summary
 from tests import tiny
 from tests.tiny_gguf import write_tiny_gguf
 from tests.tiny_run import recipe as _recipe
@@ -274,3 +274,24 @@ def test_a_sample_of_coqa_is_judged_by_source_and_by_two_measures(tmp_path):
         assert again["head_1"]["loss"] == pytest.approx(source["head_1"]["loss_after"], rel=1e-5)
     answers = [json.loads(line) for line in (tmp_path / "run" / "answers.jsonl").read_text().splitlines()]
     assert {"exact_match", "exact_match_before", "source"} <= set(answers[0]) and len(answers) == 4
+
+
+def test_measured_gradients_are_in_the_record_and_the_report(tmp_path):
+    _data(tmp_path)
+    run = tmp_path / "run"
+    recipe = _recipe(tmp_path, training__probe_every=2, heads__count=1, evaluation__test_limit=0)
+    result = pipeline.run(recipe, run, progress=False)
+    with (run / "metrics.csv").open() as file:
+        measured = [row for row in csv.DictReader(file) if row["head_2_gradient_cosine"]]
+    assert [(row["stage"], row["step"]) for row in measured] == [("joint", "1"), ("joint", "2")]
+    norms = [float(row["head_2_gradient_norm"]) for row in measured]
+    gradients = json.loads((run / "report.json").read_text())["gradients"]
+    assert gradients["n"] == 2 and set(gradients) == {"head_1", "head_2", "n"}
+    assert (gradients["head_2"]["norm_first"], gradients["head_2"]["norm_last"]) == tuple(norms)
+    assert (
+        gradients["head_2"]["norm"] == pytest.approx(np.mean(norms)) and "cosine" not in gradients["head_1"]
+    )
+    text = (run / "report.md").read_text()
+    assert f"| head_1 | {gradients['head_1']['norm_first']:.3g} |" in text
+    assert "](gradients.png)" in text and (run / "gradients.png").read_bytes().startswith(b"\x89PNG")
+    assert f"{gradients['head_2']['cosine']:+.3f}" in summary(result)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import pytest
 from keras_mtp import study
 from keras_mtp.errors import UserError
 from keras_mtp.recipe import load_recipe, updated
-from keras_mtp.study import page, runs
+from keras_mtp.study import budget, page, runs
 from keras_mtp.study.arms import available_arms, load_arms
 from keras_mtp.study.statistics import holm, interval, mcnemar
 from tests.tiny_run import recipe as tiny_recipe
@@ -190,7 +191,82 @@ def test_a_study_goes_on_where_it_was_cut_off(done):
     assert after.keys() == before.keys()
     for name, content in after.items():
         first, second = json.loads(content), json.loads(before[name])
-        assert first | {"seconds": 0} == second | {"seconds": 0}
+        times = {"seconds": 0, "step_seconds": {}}
+        assert first | times == second | times
+
+
+def test_results_of_other_held_out_examples_are_refused(done, tmp_path):
+    """Whether the file of results was made with other data, or an arm changes what is held out."""
+    recipe, arms, folder, _ = done
+    shutil.copytree(folder / "results", tmp_path / "results")
+    path = tmp_path / "results" / "linear.learning_rate_0.05.seed_0.json"
+    content = path.read_text()
+    for changed in ({"items": "0" * 64}, {"tokens": [1, 2, 3]}):  # other examples; the same, in other words
+        path.write_text(json.dumps(json.loads(content) | changed))
+        with pytest.raises(
+            UserError, match=r"must be of the same held-out examples.*linear\.learning_rate_0\.05"
+        ):
+            study.run(recipe, arms, tmp_path, seeds=1, backend="torch", progress=False)
+    path.write_text(content)
+    study.run(recipe, arms, tmp_path, seeds=1, backend="torch", progress=False)
+
+
+def _timed(done, **seconds) -> tuple:
+    """Arms' measured results of the study, made to have taken so many (warm-up, joint) seconds a step."""
+    recipe, arms, _, outcome = done
+
+    def made(units):
+        assert [each.name for each in units] == ["seconds.none.seed_0", "seconds.linear.seed_0"]
+        found = {name: outcome.arms[name].results[0] for name in seconds}
+        return [
+            dataclasses.replace(found[name], step_seconds=dict(zip(("warmup", "joint"), times, strict=True)))
+            for name, times in seconds.items()
+        ]
+
+    return updated(recipe, {"training.steps": 100, "heads.warmup_steps": 10}), arms, made
+
+
+def test_arms_get_the_steps_that_fit_into_the_baselines_time(done):
+    """The baseline, without heads, has no warm-up, whatever the recipe says of one."""
+    recipe, arms, made = _timed(done, none=(0.0, 2.0), linear=(1.0, 2.5))
+    plan = budget.as_many_seconds(recipe, arms, made)
+    steps = [
+        plan.settings(arm, point)["training.steps"] for arm in arms.arms.values() for point in arms.points
+    ]
+    assert steps == [100, 100, 76, 76]  # (100 x 2 - 10 x 1) / 2.5, and the learning rate takes no time
+    assert budget.as_many_steps().settings(arms.arms["linear"], arms.points[0]) == {}
+
+
+def test_a_warm_up_that_takes_all_the_time_is_refused(done):
+    recipe, arms, made = _timed(done, none=(0.0, 2.0), linear=(20.0, 2.5))
+    with pytest.raises(UserError, match=r"the arm linear, whose warm-up takes 200\.0 s where .* 200\.0 s"):
+        budget.as_many_seconds(recipe, arms, made)
+    fixed = dataclasses.replace(arms, grid={"training.steps": [5, 10]})
+    with pytest.raises(UserError, match=r"`training\.steps` must not be set by an arm or the grid"):
+        budget.as_many_seconds(recipe, fixed, made)
+
+
+def test_a_study_of_equal_seconds_records_its_steps_and_goes_on_with_them(tmp_path):
+    write_inputs(tmp_path)
+    (tmp_path / "arms.toml").write_text("[arms.none]\nheads.count = 0\n[arms.linear]\nheads.kind = 'linear'")
+    changes = {"heads__warmup_steps": 1, "training__steps": 30, "evaluation__test_limit": 0}
+    recipe = tiny_recipe(tmp_path, heads__count=2, training__compile=False, **changes)
+    arms, folder = load_arms(tmp_path / "arms.toml", recipe), tmp_path / "study"
+    options = {"seeds": 1, "backend": "torch", "equal": "seconds", "progress": False}
+    outcome = study.run(recipe, arms, folder, **options)
+    linear, none = outcome.arms["linear"], outcome.arms["none"]
+    assert none.steps == 30 and linear.steps >= 1 and linear.results[0].steps[-1] == linear.steps
+    measured = json.loads((folder / "results" / "seconds.linear.seed_0.json").read_text())
+    assert set(measured["step_seconds"]) == {"warmup", "joint"} and measured["step_seconds"]["joint"] > 0
+    text = (folder / page.MARKDOWN).read_text()
+    assert (
+        f"| linear | 1 | {linear.steps} |" in text
+        and "fit into the baseline's measured training time" in text
+    )
+    assert outcome.to_json()["equal"] == "seconds"
+    (folder / "results" / "linear.seed_0.json").unlink()
+    again = study.run(recipe, arms, folder, **options)
+    assert again.to_json() == outcome.to_json()
 
 
 def test_results_of_another_study_are_refused(done):
@@ -214,6 +290,19 @@ def test_a_result_of_a_version_that_lacked_a_field_had_its_default(done, tmp_pat
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"another recipe or version: Unknown key `heads\.colour`"):
         runs.finished([each], tmp_path)
+
+
+def test_measured_gradients_are_kept(tmp_path):
+    write_inputs(tmp_path)
+    (tmp_path / "arms.toml").write_text("[arms.none]\nheads.count = 0\n[arms.linear]\nheads.kind = 'linear'")
+    recipe = tiny_recipe(tmp_path, evaluation__test_limit=0, heads__count=1, training__probe_every=3)
+    arms = load_arms(tmp_path / "arms.toml", recipe)
+    outcome = study.run(recipe, arms, tmp_path / "study", seeds=1, backend="torch", progress=False)
+    found = {name: arm.results[0].gradients for name, arm in outcome.arms.items()}
+    assert found["linear"]["step"] == [1, 3] and len(found["linear"]["head_2_gradient_cosine"]) == 2
+    assert set(found["none"]) == {"step", "head_1_gradient_norm"}
+    again = study.run(recipe, arms, tmp_path / "study", seeds=1, backend="torch", progress=False)
+    assert again.arms["linear"].results[0].gradients == found["linear"]
 
 
 def test_a_damaged_result_is_named(done, tmp_path):

@@ -8,7 +8,10 @@ independent heads on a shared trunk, with the unembedding shared by all. `head_k
 from typing import ClassVar
 
 import keras
+import numpy as np
 from keras import ops
+
+ATTACHMENTS = ("last_block", "before_last_block")
 
 
 class MTPHead(keras.layers.Layer):
@@ -18,8 +21,15 @@ class MTPHead(keras.layers.Layer):
     A head written by the user as `TransformerHead()` knows no sizes; `bind` reads them off the backbone, after which
     the head's config is complete.
 
-    A subclass sets `reads` and implements `adopt` and `call`. One that sets `reads_tokens` gets a second argument:
-    `call(hidden_states, next_embeddings)`, as `SequentialHead` does.
+    Args:
+        attach: "last_block" (read the output of the last block, before the final norm), "before_last_block" (read its input:
+            the head then runs parallel to the last block), or "default": what the head's class says in `reads`.
+
+    Raises:
+        ValueError: `attach` is no known name.
+
+    A subclass sets `reads`, its default place, and implements `adopt` and `call`. One that sets `reads_tokens` gets a
+    second argument: `call(hidden_states, next_embeddings)`, as `SequentialHead` does.
 
     Example: a head of one's own, twice as wide inside.
 
@@ -44,11 +54,20 @@ class MTPHead(keras.layers.Layer):
     ```
     """
 
-    # The trunk state the head is fed: "last_block" (output of the last block, before the final norm) or
-    # "before_last_block" (its input: the head then runs parallel to the last block).
-    reads: ClassVar[str] = "last_block"
+    # The trunk state the head is fed, one of ATTACHMENTS.
+    reads: str = "last_block"
     # Whether it also sees, as `head_k` at position t, the embedding of `token[t + k - 1]`, the one before its target.
     reads_tokens: ClassVar[bool] = False
+
+    def __init__(self, attach: str = "default", **kwargs):
+        super().__init__(**kwargs)
+        if attach not in ("default", *ATTACHMENTS):
+            raise ValueError(
+                f"`attach` must be one of {('default', *ATTACHMENTS)}. Received: attach={attach!r}"
+            )
+        self.attach = attach
+        if attach != "default":
+            self.reads = attach
 
     def bind(self, backbone: keras.Model, dtype: keras.DTypePolicy) -> None:
         """Takes sizes and first weights from `backbone`. A head that is built already is left as it is.
@@ -77,6 +96,9 @@ class MTPHead(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         return input_shape
 
+    def get_config(self):
+        return {**super().get_config(), "attach": self.attach}
+
 
 def tokens_ahead(token_ids, places: int):
     """`token_ids[:, t + places]` at t, (B, T) -> (B, T); past the end 0, with which batches are padded as well."""
@@ -94,3 +116,12 @@ def next_embeddings(token_embedding, token_ids, prefix_length: int):
     """
     embeddings = ops.stop_gradient(token_embedding(token_ids))
     return ops.pad(embeddings, ((0, 0), (prefix_length, 0), (0, 0)))
+
+
+def random_weights(variables: list[keras.Variable], seed: int) -> list[np.ndarray]:
+    """First weights for `variables`: normal(0, 0.02) matrices as in keras-hub's own initialiser, ones for the norms' scales."""
+    rng = np.random.default_rng([seed, *b"head"])
+    return [
+        np.ones(v.shape, "float32") if len(v.shape) == 1 else rng.normal(0.0, 0.02, v.shape).astype("float32")
+        for v in variables
+    ]

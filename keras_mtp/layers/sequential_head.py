@@ -31,19 +31,20 @@ class SequentialHead(BlockHead):
     The norms before the projection have no scale of their own: the projection has one for every entry.
 
     Args:
-        start: "last_block" (a copy of the backbone's last block, the default) or "random". The projection starts at zero.
+        start: "last_block" (the default), "random" or "zero", see `TransformerHead`. The projection starts at zero.
+        attach: "before_last_block" (the default), "last_block" or "default", see `MTPHead`.
         seed: int. Seeds the random start; drawn by NumPy, so it is the same on every backend.
         block: dict of the block's sizes (`BLOCK_ARGUMENTS`), filled in from the backbone when the head is bound.
 
     Call arguments:
-        hidden_states: float tensor (B, T, D), prefix included: the input of the backbone's last block.
+        hidden_states: float tensor (B, T, D), prefix included: the state that it reads.
         next_embeddings: float tensor (B, T, D): for every position the embedding of the token just before its target.
 
     Returns:
         Float tensor (B, T, D).
 
     Raises:
-        ValueError: `start` is no known name; or the head is built with neither sizes nor a backbone.
+        ValueError: `start` or `attach` is no known name; or the head is built with neither sizes nor a backbone.
 
     Example:
 

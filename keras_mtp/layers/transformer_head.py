@@ -1,4 +1,4 @@
-"""A head that is a whole decoder block, running parallel to the backbone's last one."""
+"""A head that is a whole decoder block, running parallel to the backbone's last one, or behind it."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras_hub.src.models.llama.llama_decoder import LlamaTransformerDecoder  # not exported
 
-from keras_mtp.layers.mtp_head import MTPHead
+from keras_mtp.layers.mtp_head import MTPHead, random_weights
 
 # What a Llama decoder block is made from. Read off the block's attributes: its `get_config` raises
 # (keras_hub/src/models/llama/llama_decoder.py asks for `rope_scaling_factor`, which no longer exists;
@@ -25,9 +25,11 @@ BLOCK_ARGUMENTS = (
     "dropout",
 )
 
+STARTS = ("last_block", "random", "zero")
+
 
 class BlockHead(MTPHead):
-    """A head that is a Llama decoder block, parallel to the backbone's last one: how it is made and what it starts as.
+    """A head that is a Llama decoder block: how it is made and what it starts as.
 
     See `TransformerHead` for the arguments. A subclass implements `call` and `advance`.
     """
@@ -36,8 +38,8 @@ class BlockHead(MTPHead):
 
     def __init__(self, start: str = "last_block", seed: int = 0, block: Mapping | None = None, **kwargs):
         super().__init__(**kwargs)
-        if start not in ("last_block", "random"):
-            raise ValueError(f'`start` must be "last_block" or "random". Received: start={start!r}')
+        if start not in STARTS:
+            raise ValueError(f"`start` must be one of {STARTS}. Received: start={start!r}")
         self.start = start
         self.seed = seed
         self.block = None if block is None else dict(block)
@@ -57,10 +59,17 @@ class BlockHead(MTPHead):
         last_block = backbone.transformer_layers[-1]
         self.block = {name: getattr(last_block, name) for name in BLOCK_ARGUMENTS}
         self.build((None, None, backbone.hidden_dim))
-        if self.start == "last_block":
-            self.decoder.set_weights(last_block.get_weights())
-        else:
-            self.decoder.set_weights(_random_weights(self.decoder.weights, self.seed))
+        if self.start == "random":
+            self.decoder.set_weights(random_weights(self.decoder.weights, self.seed))
+            return
+        self.decoder.set_weights(last_block.get_weights())
+        if self.start == "zero":
+            # What a block adds comes from these two products: the rest of the copy is there to be learnt from.
+            for dense in (
+                self.decoder._self_attention_layer._output_dense,
+                self.decoder._feedforward_output_dense,
+            ):
+                dense.kernel.assign(np.zeros(dense.kernel.shape, "float32"))
 
     def get_config(self):
         return {**super().get_config(), "start": self.start, "seed": self.seed, "block": self.block}
@@ -68,21 +77,24 @@ class BlockHead(MTPHead):
 
 @keras.saving.register_keras_serializable("keras_mtp")
 class TransformerHead(BlockHead):
-    """A Llama decoder block fed with the state before the backbone's last block.
+    """A Llama decoder block, fed with the state before the backbone's last block unless `attach` says otherwise.
 
     Args:
-        start: "last_block" (a copy of the backbone's last block, the default) or "random".
+        start: "last_block" (a copy of the backbone's last block, the default), "random", or "zero": that copy, but adding
+            nothing to the state at first, as the heads of Medusa (arXiv 2401.10774, section 2.1.1) begin. After the last
+            block the head then says what head_1 says.
+        attach: "before_last_block" (the default), "last_block" or "default", see `MTPHead`.
         seed: int. Seeds the random start; drawn by NumPy, so it is the same on every backend.
         block: dict of the block's sizes (`BLOCK_ARGUMENTS`), filled in from the backbone when the head is bound.
 
     Call arguments:
-        hidden_states: float tensor (B, T, D), prefix included: the input of the backbone's last block.
+        hidden_states: float tensor (B, T, D), prefix included: the state that it reads.
 
     Returns:
         Float tensor (B, T, D).
 
     Raises:
-        ValueError: `start` is no known name; or the head is built with neither sizes nor a backbone.
+        ValueError: `start` or `attach` is no known name; or the head is built with neither sizes nor a backbone.
 
     Example:
 
@@ -98,12 +110,3 @@ class TransformerHead(BlockHead):
 
     def advance(self, hidden_states, apply_block):
         return apply_block(self.decoder, hidden_states)
-
-
-def _random_weights(variables: list[keras.Variable], seed: int) -> list[np.ndarray]:
-    """Normal(0, 0.02) matrices as in keras-hub's own initialiser, ones for the norms' scales."""
-    rng = np.random.default_rng([seed, *b"head"])
-    return [
-        np.ones(v.shape, "float32") if len(v.shape) == 1 else rng.normal(0.0, 0.02, v.shape).astype("float32")
-        for v in variables
-    ]

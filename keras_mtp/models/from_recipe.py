@@ -58,7 +58,8 @@ def _prefix_start(recipe: Recipe, tokenizer: Tokenizer) -> str | list[int]:
 
 
 def _head(recipe: Recipe, k: int) -> keras.layers.Layer:
-    if recipe.heads.kind == "linear":
-        return LinearHead(name=f"head_{k}")
-    kind = {"transformer": TransformerHead, "sequential": SequentialHead}[recipe.heads.kind]
-    return kind(start=recipe.heads.start, seed=recipe.training.seed + k, name=f"head_{k}")
+    heads = recipe.heads
+    kind = {"transformer": TransformerHead, "sequential": SequentialHead, "linear": LinearHead}[heads.kind]
+    # A linear head has no block to be a copy of.
+    start = "zero" if heads.kind == "linear" and heads.start == "last_block" else heads.start
+    return kind(start=start, seed=recipe.training.seed + k, attach=heads.attach, name=f"head_{k}")

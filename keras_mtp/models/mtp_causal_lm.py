@@ -4,8 +4,8 @@
        | token_embedding
        | PrefixEmbedding            (B, P + T, D)
        | block 1 ... block L-1 ----------------------.
-       | block L            .------------------------+   "before_last_block": transformer and sequential heads
-       +--------------------+----------.             |   "last_block": linear heads
+       | block L            .------------------------+   "before_last_block": transformer and sequential heads,
+       +--------------------+----------.             |   "last_block": linear heads, unless they say otherwise
        |                    head_2    ...        head_2 ...
        | norm               | norm (shared, not trained by the far heads)
        | unembedding        | unembedding (the same)

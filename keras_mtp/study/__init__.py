@@ -2,6 +2,7 @@
 
     arms        what is compared, and the grid that every arm is tuned over
     runs        one process a run, one small file a result; finished runs are not made again
+    budget      how many steps each arm gets: as many for all, or as many as fit into the same time
     statistics  paired differences with intervals over items and seeds
     page        the table, the pictures, and one sentence that says what the data support
 
@@ -18,10 +19,11 @@ import numpy as np
 from rich.console import Console
 
 from keras_mtp.recipe import Recipe
-from keras_mtp.study import page, runs
+from keras_mtp.study import budget, page, runs
 from keras_mtp.study.arms import Arm, Arms
 from keras_mtp.study.outcome import ArmOutcome, Outcome
 from keras_mtp.study.results import Result
+from keras_mtp.study.runs import Unit
 from keras_mtp.study.statistics import Difference, holm, interval, mcnemar
 
 
@@ -33,6 +35,7 @@ def run(
     seeds: int,
     backend: str,
     jobs: int = 1,
+    equal: str = "steps",
     progress: bool = True,
 ) -> Outcome:
     """Runs what is missing of a study and says what came out.
@@ -41,13 +44,14 @@ def run(
         recipe: what all arms have in common. arms: what differs.
         folder: the study's; if it holds finished runs of the same study, they are not made again.
         seeds: 0, 1, ... so many of them, but for arms that say otherwise.
-        backend: what to run on. jobs: runs at a time. progress: whether to say on standard error what goes on.
+        backend: what to run on. jobs: runs at a time. equal: what all arms get alike, "steps" or "seconds". progress: whether to say on standard error what goes on.
 
     Returns:
         The outcome, also written to `study.md`, `study.json`, `curves.png` and `differences.png`.
 
     Raises:
-        UserError: a run failed, or the folder holds results of another study. Finished runs are kept.
+        UserError: a run failed, or the folder holds results of another study or of other held-out examples. Finished runs
+            are kept.
     """
     screen = Console(stderr=True, quiet=not progress, highlight=False)
 
@@ -57,14 +61,25 @@ def run(
             f"{result.arm}, {point}, seed {result.seed}: {result.loss_before:.4f} -> {result.loss:.4f}"
         )
 
-    def results(chosen: Sequence[tuple[Arm, Mapping[str, Any], int]]) -> list[Result]:
-        units = [runs.unit(recipe, arm, point, seed) for arm, point, seed in chosen]
+    def made(units: Sequence[Unit], jobs: int = 1) -> list[Result]:
         there = runs.finished(units, folder)
+        runs.require_same_items(there)
         missing = [each for each in units if each.name not in there]
         screen.print(f"{len(units)} runs, {len(missing)} of them to be made: {folder}")
         there |= runs.make(missing, folder, backend, jobs, told)
+        runs.require_same_items(there)
         return [there[each.name] for each in units]
 
+    def results(chosen: Sequence[tuple[Arm, Mapping[str, Any], int]]) -> list[Result]:
+        return made(
+            [
+                runs.unit(recipe, arm, point, seed, plan.settings(arm, dict(point)))
+                for arm, point, seed in chosen
+            ],
+            jobs,
+        )
+
+    plan = budget.as_many_seconds(recipe, arms, made) if equal == "seconds" else budget.as_many_steps()
     tuning = results(
         [(a, p, s) for a in arms.arms.values() for p in arms.points for s in range(arms.tuning_seeds)]
     )
@@ -84,6 +99,7 @@ def run(
     outcome = Outcome(
         recipe=recipe,
         baseline=arms.baseline,
+        equal=equal,
         arms=outcomes,
         differences=[replace(d, adjusted=p) for d, p in zip(differences, adjusted, strict=True)],
     )

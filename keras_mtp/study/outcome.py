@@ -32,6 +32,11 @@ class ArmOutcome:
         return np.array([result.loss for result in self.results])
 
     @property
+    def steps(self) -> int:
+        """Joint steps that its runs were to make."""
+        return int(self.results[0].recipe["training"]["steps"])
+
+    @property
     def score(self) -> float | None:
         """Mean of the task's score over items and seeds; None if nothing was answered."""
         scores = [result.scores for result in self.results]
@@ -44,11 +49,13 @@ class Outcome:
 
     Args:
         recipe: what all arms have in common. baseline: the arm that the others are compared with.
+        equal: what all arms got alike, "steps" or "seconds".
         arms: by name. differences: all comparisons, the baseline's first.
     """
 
     recipe: Recipe
     baseline: str
+    equal: str = "steps"
     arms: Mapping[str, ArmOutcome]
     differences: Sequence[Difference]
 
@@ -96,12 +103,14 @@ class Outcome:
             "model": self.first.model,
             "backend": self.first.backend,
             "baseline": self.baseline,
+            "equal": self.equal,
             "sentence": self.sentence,
             "arms": {
                 name: {
                     "settings": arm.arm.settings,
                     "point": dict(arm.point),
                     "seeds": len(arm.results),
+                    "steps": arm.steps,
                     "losses": [_number(loss) for loss in arm.losses],
                     "score": arm.score,
                 }

@@ -13,6 +13,12 @@ from keras_mtp.study.outcome import ArmOutcome, Outcome
 from keras_mtp.study.statistics import Difference
 
 MARKDOWN, JSON, CURVES, DIFFERENCES = "study.md", "study.json", "curves.png", "differences.png"
+EQUAL = {
+    "steps": "all arms were given the same number of joint steps, unless an arm's settings say otherwise; a step of an arm "
+    "with heads takes longer, and their warm-up comes on top",
+    "seconds": "every arm was given as many joint steps as fit into the baseline's measured training time, the heads' "
+    "warm-up counted, evaluations not",
+}
 STYLES = ("-", "--", ":")
 
 
@@ -41,10 +47,11 @@ def markdown(outcome: Outcome) -> str:
                     "arm",
                     *([_short(key) for key in outcome.arms[outcome.baseline].point]),
                     "seeds",
+                    *(["steps"] if outcome.equal == "seconds" else []),
                     "held-out loss",
                     "task",
                 ],
-                [_arm_row(name, arm) for name, arm in outcome.arms.items()],
+                [_arm_row(name, arm, outcome.equal) for name, arm in outcome.arms.items()],
             ),
             "",
             "Differences (below 0: better than the arm it is compared with):",
@@ -73,7 +80,8 @@ def markdown(outcome: Outcome) -> str:
             "only); p is adjusted for the number of comparisons. The slice that chose an arm's point in the grid also compares it, a small advantage that all arms have alike.",
             "The test items decided nothing.",
             "",
-            f"- **Training:** {recipe.training.steps} joint steps of {recipe.training.batch_size} examples, "
+            f"- **Equal:** {EQUAL[outcome.equal]}",
+            f"- **Training:** {_steps(outcome)} joint steps of {recipe.training.batch_size} examples, "
             f"at most {recipe.data.max_tokens} tokens each, prefix of {recipe.prefix.length}, {recipe.training.dtype}",
             f"- **Software:** {versions}",
             "",
@@ -85,7 +93,7 @@ def _table(head: list[str], rows: list[list[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
 
-def _arm_row(name: str, arm: ArmOutcome) -> list[str]:
+def _arm_row(name: str, arm: ArmOutcome, equal: str) -> list[str]:
     losses = arm.losses
     spread = f" ± {losses.std(ddof=1):.4f}" if len(losses) > 1 else ""
     score = "" if arm.score is None else f"{arm.score:.1%}"
@@ -93,6 +101,7 @@ def _arm_row(name: str, arm: ArmOutcome) -> list[str]:
         name,
         *(str(value) for value in arm.point.values()),
         str(len(losses)),
+        *([str(arm.steps)] if equal == "seconds" else []),
         f"{losses.mean():.4f}{spread}",
         score,
     ]
@@ -190,4 +199,12 @@ def _differences(outcome: Outcome) -> Any:
 
 def _title(outcome: Outcome) -> str:
     first = outcome.first
-    return f"{first.model} on {first.data}, {outcome.recipe.training.steps} steps ({first.backend})"
+    return f"{first.model} on {first.data}, {_steps(outcome)} steps ({first.backend})"
+
+
+def _steps(outcome: Outcome) -> str:
+    """How many joint steps the arms made."""
+    counts = [arm.steps for arm in outcome.arms.values()]
+    if outcome.equal == "steps":
+        return str(outcome.recipe.training.steps)
+    return f"{min(counts)} to {max(counts)}"

@@ -5,15 +5,17 @@ A study outlives its process by these files, and they are what is published: eve
 
 import csv
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from keras_mtp.errors import UserError
+from keras_mtp.probes import norm_column
 from keras_mtp.recipe import Recipe, flat, from_tables
 from keras_mtp.run_folder import ANSWERS, HELD_OUT, METRICS, REPORT, write_text
 
@@ -34,6 +36,9 @@ class Result:
         metric: the task's. scores: one per test item, none if none were answered.
         seconds: of training, the heads' warm-up included.
         versions: by package.
+        step_seconds: by stage ("warmup", "joint"), the median time from the end of a step to that of the next without an
+            evaluation between; nothing for a stage too short to tell.
+        gradients: by column of `metrics.csv`, with their "step", what `training.probe_every` had measured; else nothing.
     """
 
     format: int
@@ -54,6 +59,8 @@ class Result:
     scores: list[float]
     seconds: float
     versions: dict[str, str]
+    step_seconds: dict[str, float] = field(default_factory=dict)
+    gradients: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def loss(self) -> float:
@@ -100,7 +107,24 @@ def collect(
         scores=[json.loads(line)["score"] for line in lines],
         seconds=float(log[-1]["seconds"]),
         versions=dict(versions),
+        step_seconds=_step_seconds(log),
+        gradients=_gradients(log),
     )
+
+
+def _step_seconds(log: Sequence[Mapping[str, str]]) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    for before, after in itertools.pairwise(log):
+        if before["stage"] == after["stage"] and not before["held_out_head_1_loss"]:
+            taken = float(after["seconds"]) - float(before["seconds"])
+            found.setdefault(after["stage"], []).append(taken)
+    return {stage: float(np.median(taken)) for stage, taken in found.items()}
+
+
+def _gradients(log: Sequence[Mapping[str, str]]) -> dict[str, list[float]]:
+    measured = [row for row in log if row.get(norm_column("head_1"))]
+    wanted = ["step", *(column for column in log[0] if "_gradient_" in column)] if measured else []
+    return {column: [float(row[column]) for row in measured] for column in wanted}
 
 
 def write(result: Result, path: Path) -> None:
@@ -120,7 +144,8 @@ def read(path: Path, recipe: Recipe) -> Result:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        result = Result(**{spec.name: content[spec.name] for spec in fields(Result)})
+        names = {spec.name for spec in fields(Result)}  # what a result is without has its default
+        result = Result(**{name: value for name, value in content.items() if name in names})
         result = Result(**(asdict(result) | {"nats": _numbers(result.nats), "curve": _numbers(result.curve)}))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}. Remove it, and the run is made again.") from error

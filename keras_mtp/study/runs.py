@@ -4,6 +4,7 @@ A run that is finished left a file and is not made again; one that was cut off i
 """
 
 import importlib.metadata
+import itertools
 import os
 import shutil
 import subprocess
@@ -46,9 +47,11 @@ class Unit:
         return ".".join([self.arm.name, *point, f"seed_{self.seed}"])
 
 
-def unit(recipe: Recipe, arm: Arm, point: Mapping[str, Any], seed: int) -> Unit:
-    """The run of an arm at a point of the grid with a seed."""
-    values = arm.settings | dict(point) | {"training.seed": seed}
+def unit(
+    recipe: Recipe, arm: Arm, point: Mapping[str, Any], seed: int, further: Mapping[str, Any] | None = None
+) -> Unit:
+    """The run of an arm at a point of the grid with a seed; `further` settings come on top."""
+    values = arm.settings | dict(point) | dict(further or {}) | {"training.seed": seed}
     return Unit(arm=arm, point=point, seed=seed, recipe=updated(recipe, values))
 
 
@@ -59,6 +62,25 @@ def finished(units: Iterable[Unit], folder: Path) -> dict[str, Result]:
         for each in units
         if _file(folder, each).exists()
     }
+
+
+def require_same_items(found: Mapping[str, Result]) -> None:
+    """Raises a `UserError` if some results are of other held-out examples than the others: nothing can be paired then.
+
+    Args:
+        found: results by the unit's name.
+    """
+    for (name, one), (other_name, other) in itertools.pairwise(found.items()):
+        if (one.items, one.tokens) != (other.items, other.tokens):
+            raise UserError(
+                "All results of a study must be of the same held-out examples, since arms are compared item by item. Received: "
+                f"{name} with {_examples(one)}, {other_name} with {_examples(other)}. If an arm changes the data, let it not; if the "
+                "data were changed since, give the study another folder with --run, or remove the results made before."
+            )
+
+
+def _examples(result: Result) -> str:
+    return f"{len(result.tokens)} examples of {sum(result.tokens)} answer tokens (SHA-256 {result.items[:12]}...)"
 
 
 def make(units: Iterable[Unit], folder: Path, backend: str, jobs: int, told: Told) -> dict[str, Result]:
