@@ -1,12 +1,12 @@
 """What was trained, in one folder: safetensors and JSON, written whole or not at all, checked when read.
 
     checkpoint/
-      trained.safetensors     prefix and heads (and whatever else was trained), by names that no backend decides; and the
-                              token ids that drafts are chosen among
+      trained.safetensors     prefix, LoRA or the whole trunk, as the run's method says, and the heads, by names that no
+                              backend decides; and the token ids that drafts are chosen among
       optimizer.safetensors   the optimizer of the last stage
       checkpoint.json         format, base model and its hash, steps done, SHA-256 of the two files
 
-The base model is not in it, only its name and hash: megabytes, not gigabytes. Weights are neutral: a checkpoint written
+The base model is not in it, only its name and hash: megabytes, not gigabytes, unless all of it was trained. Weights are neutral: a checkpoint written
 on one backend is read on the others.
 """
 
@@ -25,6 +25,7 @@ from safetensors.numpy import load_file, save_file
 
 from keras_mtp.errors import UserError
 from keras_mtp.models.backbone import BaseInfo
+from keras_mtp.models.tuned_weights import OWNERS, named, tuned_variables
 
 if TYPE_CHECKING:
     import keras
@@ -76,7 +77,7 @@ def save(
     """Writes a checkpoint beside `folder` and renames it into place.
 
     Args:
-        model: its prefix and heads are kept, and what is trainable of its backbone.
+        model: its heads are kept, and what its method trains.
         optimizer_variables: state of the last stage's optimizer.
         base: the model that was fine-tuned. steps: optimizer steps of that stage that the weights have seen.
 
@@ -162,7 +163,7 @@ def restore(folder: Path, model: "MTPCausalLM", *, base: BaseInfo, heads: int | 
     variables = trained_variables(model)
     drafts = arrays.pop(DRAFTS, np.zeros(0, "int32"))
     if heads is not None:
-        taken = {"prefix", "backbone", *model.head_names[1 : 1 + heads]}
+        taken = {*OWNERS, *model.head_names[1 : 1 + heads]}
         arrays = {n: a for n, a in arrays.items() if n.partition("/")[0] in taken}
         variables = {n: v for n, v in variables.items() if n.partition("/")[0] in taken}
     wrong = sorted(arrays.keys() ^ variables.keys())
@@ -207,18 +208,11 @@ def _are_tokens(ids: np.ndarray, model: "MTPCausalLM") -> bool:
 
 
 def trained_variables(model: "MTPCausalLM") -> dict[str, "keras.Variable"]:
-    """The variables that belong into a checkpoint, by names of our own.
-
-    Keras' paths start with a layer name that counts up over the process (`transformer_head_3/...`); these do not.
-    """
-    owners = {} if model.prefix_embedding is None else {"prefix": model.prefix_embedding}
-    owners |= dict(zip(model.head_names[1:], model.heads, strict=True))
-    named = {
-        f"{owner}/{variable.path.split('/', 1)[1]}": variable
-        for owner, layer in owners.items()
-        for variable in layer.variables
-    }
-    return named | {f"backbone/{v.path}": v for v in model.backbone.trainable_variables}
+    """The variables that belong into a checkpoint, by names of our own: what the method trains, and the heads."""
+    variables = tuned_variables(model)
+    for name, head in zip(model.head_names[1:], model.heads, strict=True):
+        variables |= named(name, head)
+    return variables
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:

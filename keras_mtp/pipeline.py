@@ -18,6 +18,7 @@ from keras_mtp.data.splits import split_held_out
 from keras_mtp.evaluation import judges, write_answers, write_held_out
 from keras_mtp.generation.own_answers import own_answers
 from keras_mtp.metrics import MetricsLog
+from keras_mtp.models import tuned_weights
 from keras_mtp.models.backbone import base_info
 from keras_mtp.models.from_recipe import model_from_recipe
 from keras_mtp.models.licence import write_licence
@@ -112,6 +113,7 @@ def _run(recipe: Recipe, folder: Path, screen: Console, callbacks: Sequence) -> 
         after=after,
         held_out=held_out,
         trained=trained,
+        tuned_weights=tuned_weights.count(model),
         skipped_examples=len(encoded.skipped),
         truncated_examples=len(encoded.truncated),
         marked_examples=len(encoded.marked),

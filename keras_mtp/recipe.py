@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from keras_mtp import tuning
 from keras_mtp.errors import UserError
 
 _LARGEST_FILE = 1 << 20  # bytes; more is no recipe
@@ -65,7 +66,7 @@ class _Table:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelRecipe(_Table):
-    """The pretrained model, whose weights stay as they are."""
+    """The pretrained model, whose weights stay as they are unless tuning.method is full."""
 
     _path: ClassVar[str] = "model."
     name: str = field(
@@ -75,20 +76,21 @@ class ModelRecipe(_Table):
     dtype: str = field(
         "float32",
         "How the pretrained weights are stored; bfloat16 halves the memory and needs training.dtype=mixed_bfloat16, with "
-        "which they are stored in bfloat16 whatever this says: frozen, they would be rounded at every use.",
+        "which they are stored in bfloat16 whatever this says: frozen, they would be rounded at every use. With "
+        "tuning.method=full they are stored in float32: in bfloat16 most steps would be rounded away.",
         choices=("float32", "bfloat16"),
     )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StartRecipe(_Table):
-    """The finished run whose prefix and heads are the start, instead of fresh ones."""
+    """The finished run whose trained weights and heads are the start, instead of fresh ones."""
 
     _path: ClassVar[str] = "start."
     run: str = field(
         "",
-        "The folder of a finished run of the same base model, as --from sets it; empty starts afresh. prefix.length, "
-        "heads.kind and heads.attach must be the run's; heads beyond the run's start fresh, and only they are warmed up. With "
+        "The folder of a finished run of the same base model, as --from sets it; empty starts afresh. What tuning.method "
+        "trains, prefix.length, heads.kind and heads.attach must be the run's; heads beyond the run's start fresh, and only they are warmed up. With "
         "heads.purpose=speed the kind may be another, and all heads are fresh then.",
     )
     checkpoint: str = field(
@@ -138,14 +140,53 @@ class DataRecipe(_Table):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TuningRecipe(_Table):
+    """What is trained besides the heads, so that head_1 becomes better. training.learning_rate is for all of it."""
+
+    _path: ClassVar[str] = "tuning."
+    method: str = field(
+        "prefix",
+        "prefix: vectors in front of every text (prompt tuning, arXiv 2104.08691). prefix_kv: keys and values in front of it "
+        "in every block (prefix tuning, arXiv 2101.00190). lora: low-rank changes of the model's matrices (arXiv 2106.09685). "
+        "full: all of the model's weights; a checkpoint then holds them. heads: only the heads, all of them for "
+        "training.steps. prefix+lora and prefix_kv+lora are trained together.",
+    )
+    lora_rank: int = field(8, "With lora: the rank of a change.", minimum=1)
+    lora_alpha: float = field(16.0, "With lora: a change is scaled by lora_alpha / lora_rank.", above=0)
+    lora_targets: str = field(
+        "query+value",
+        "With lora: which matrices of a block are changed, some of query, key, value, output, gate, up and down, joined by "
+        "`+`; or all.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        tuning.methods(self.method)
+        tuning.projections(self.lora_targets)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The names in `method`, in the order of `tuning.METHODS`."""
+        return tuning.methods(self.method)
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        """The names in `lora_targets`, in the order of `tuning.PROJECTIONS`."""
+        return tuning.projections(self.lora_targets)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PrefixRecipe(_Table):
-    """The trained vectors in front of every text (prompt tuning, arXiv 2104.08691)."""
+    """What stands in front of every text, where tuning.method has prefix or prefix_kv; else ignored."""
 
     _path: ClassVar[str] = "prefix."
-    length: int = field(16, "Number of vectors; 0 trains no prefix.", minimum=0)
+    length: int = field(
+        16, "Number of trained places; with tuning.method=prefix, 0 trains no prefix.", minimum=0
+    )
     start: str = field(
         "text",
-        "What they start from: the embeddings of prefix.text, of sampled vocabulary, or random numbers.",
+        "What they start from: the embeddings of prefix.text, of sampled vocabulary, or random numbers; with prefix_kv, the "
+        "keys and values that the model makes of these.",
         choices=("text", "vocabulary", "random"),
     )
     text: str = field(
@@ -230,7 +271,7 @@ class HeadsRecipe(_Table):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingRecipe(_Table):
-    """How the prefix (and unfrozen heads) are trained, after the heads' warm-up."""
+    """How what tuning.method says (and unfrozen heads) is trained, after the heads' warm-up."""
 
     _path: ClassVar[str] = "training."
     steps: int = field(120, "Optimizer steps.", minimum=1)
@@ -238,7 +279,11 @@ class TrainingRecipe(_Table):
     accumulation: int = field(
         1, "Micro-batches per optimizer step: 2 halves the memory, the result is the same.", minimum=1
     )
-    learning_rate: float = field(8e-3, "Peak learning rate of the prefix.", minimum=0)
+    learning_rate: float = field(
+        8e-3,
+        "Peak learning rate of what tuning.method trains; the heads have their own.",
+        minimum=0,
+    )
     learning_rate_warmup: float = field(
         0.1,
         "Share of the steps in which the rate rises to its peak; a cosine then brings it to 0.",
@@ -316,6 +361,7 @@ class Recipe(_Table):
     model: ModelRecipe = ModelRecipe()
     start: StartRecipe = StartRecipe()
     data: DataRecipe = DataRecipe()
+    tuning: TuningRecipe = TuningRecipe()
     prefix: PrefixRecipe = PrefixRecipe()
     heads: HeadsRecipe = HeadsRecipe()
     training: TrainingRecipe = TrainingRecipe()
@@ -338,13 +384,14 @@ class Recipe(_Table):
                 "`model.dtype=bfloat16` needs `training.dtype=mixed_bfloat16`: weights stored in bfloat16 are computed "
                 "with in bfloat16. Received: training.dtype=float32."
             )
-        if self.prefix.length and self.prefix.start == "text" and not self.prefix.text.strip():
+        if self.prefix_length and self.prefix.start == "text" and not self.prefix.text.strip():
             raise UserError(
                 "`prefix.text` must not be empty with `prefix.start=text`. Received: an empty text."
             )
-        if self.heads.purpose == "speed":
-            self._check_speed()
-        elif self.data.answers == "model":
+        self._check_method()
+        if self.heads_alone:
+            self._check_heads_alone()
+        if self.heads.purpose == "quality" and self.data.answers == "model":
             raise UserError(
                 "`data.answers=model` needs `heads.purpose=speed`: a prefix would learn to say what the model says already. "
                 "Received: heads.purpose=quality."
@@ -354,15 +401,57 @@ class Recipe(_Table):
                 "`heads.target=next` needs `heads.kind` transformer or linear: a sequential head is shown the tokens before its "
                 "usual target, the next one among them. Received: heads.kind=sequential."
             )
-        if not self.prefix.length and (self.heads.freeze or not self.heads.count):
+        trains = self.prefix_length or {"lora", "full"} & {*self.tuning.methods}
+        if not trains and (self.heads.freeze or not self.heads.count):
             raise UserError(
                 "The recipe trains nothing: `prefix.length` is 0 and there are no unfrozen heads. Set `prefix.length` to "
                 "at least 1, or `heads.count` to at least 1 with `heads.freeze=false`."
             )
 
-    def _check_speed(self) -> None:
+    @property
+    def prefix_length(self) -> int:
+        """P: `prefix.length` where there is a prefix, else 0."""
+        return self.prefix.length if {*tuning.PREFIXES} & {*self.tuning.methods} else 0
+
+    @property
+    def tuned(self) -> str:
+        """What is trained besides the heads, in words."""
+        named = {
+            "prefix": f"a prefix of {self.prefix.length} vectors",
+            "prefix_kv": f"a prefix of {self.prefix.length} keys and values in every block",
+            "lora": f"LoRA of rank {self.tuning.lora_rank} on {', '.join(self.tuning.projections)}",
+            "full": "all weights of the model",
+            "heads": "nothing",
+        }
+        return " and ".join(named[name] for name in self.tuning.methods)
+
+    @property
+    def heads_alone(self) -> bool:
+        """Whether the heads are trained and nothing else."""
+        return self.heads.purpose == "speed" or self.tuning.methods == ("heads",)
+
+    def _check_method(self) -> None:
+        method = self.tuning.method
+        if (
+            not self.prefix.length
+            and {*tuning.PREFIXES} & {*self.tuning.methods}
+            and self.tuning.methods != ("prefix",)
+        ):
+            raise UserError(
+                f"`prefix.length` must be at least 1 with `tuning.method={method}`. Received: prefix.length=0. Set it, or "
+                "choose a method without a prefix."
+            )
+        if "full" in self.tuning.methods and self.model.dtype == "bfloat16":
+            raise UserError(
+                "`model.dtype` must be float32 with `tuning.method=full`: stored in bfloat16, weights lose most steps of "
+                "training to rounding. Received: model.dtype=bfloat16. training.dtype=mixed_bfloat16 computes in bfloat16 "
+                "all the same."
+            )
+
+    def _check_heads_alone(self) -> None:
         """Refuses what contradicts training the heads alone."""
         heads, training = self.heads, self.training
+        why = "heads.purpose=speed" if heads.purpose == "speed" else "tuning.method=heads"
         for key, wrong, wanted, received in (
             ("heads.count", heads.count == 0, "at least 1", "0"),
             ("heads.freeze", heads.freeze, "false", "true"),
@@ -373,7 +462,7 @@ class Recipe(_Table):
         ):
             if wrong:
                 raise UserError(
-                    f"`{key}` must be {wanted} with `heads.purpose=speed`. Received: {key}={received}. That purpose trains "
+                    f"`{key}` must be {wanted} with `{why}`. Received: {key}={received}. That trains "
                     "the heads and nothing else; head_1, by which the best weights are chosen, stays as it is."
                 )
 

@@ -135,10 +135,11 @@ class Report:
 
     Args:
         recipe: the recipe's name. backend: what Keras ran on. seed: the recipe's. steps: optimizer steps done, the
-            heads' warm-up aside. heads_alone: whether only heads were trained, for drafting.
+            heads' warm-up aside. heads_alone: whether only heads were trained.
+        method: `tuning.method`. tuned: what that trains, in words. tuned_weights: how many weights it has, heads aside.
         kept_step: the step whose weights are the result, where the held-out examples chose it; else None: the last one's.
         stopped_early: whether training ended before the recipe's number of steps.
-        started_from: the run whose prefix and heads were the start, "" for none. started_from_checkpoint: the SHA-256
+        started_from: the run whose trained weights and heads were the start, "" for none. started_from_checkpoint: the SHA-256
             of its trained weights. started_heads: how many heads were that run's too.
         model: the base model's name. model_revision: the hub's commit. model_sha256: of its files. model_licence: its
             licence. model_notice: what the licence wants to be shown.
@@ -174,6 +175,9 @@ class Report:
     seed: int
     steps: int
     heads_alone: bool = False
+    method: str = "prefix"
+    tuned: str = "a prefix"
+    tuned_weights: int = 0
     kept_step: int | None = None
     stopped_early: bool = False
     started_from: str = ""
@@ -203,6 +207,8 @@ class Report:
             "backend": self.backend,
             "model": self.model,
             "data": self.data,
+            "method": self.method,
+            "tuned_weights": self.tuned_weights,
             "seed": self.seed,
             "steps": self.steps,
             "held_out": _by_head(self.held_out, self.held_out_n),
@@ -239,6 +245,7 @@ def from_run(
     after: "tuple[Mapping[str, HeadScore], TaskScore]",
     held_out: "Sequence[Encoded]",
     trained: "Trained",
+    tuned_weights: int,
     skipped_examples: int,
     truncated_examples: int = 0,
     marked_examples: int = 0,
@@ -251,6 +258,7 @@ def from_run(
     Args:
         before, after: scores of every head on the held-out examples, and of the test items.
         held_out: these examples.
+        tuned_weights: how many weights the recipe's method trains.
         rows: of the metrics log; the speed is the median over its steps after the warm-up.
     """
     (heads_before, answers_before), (heads, answers) = before, after
@@ -272,7 +280,10 @@ def from_run(
         is_benchmark=task.is_benchmark,
         seed=recipe.training.seed,
         steps=trained.steps,
-        heads_alone=recipe.heads.purpose == "speed",
+        heads_alone=recipe.heads_alone,
+        method=recipe.tuning.method,
+        tuned=recipe.tuned,
+        tuned_weights=tuned_weights,
         kept_step=trained.kept_step if recipe.training.keep == "best" else None,
         stopped_early=trained.steps < recipe.training.steps,
         started_from=start.name,
@@ -409,6 +420,7 @@ def markdown(report: Report) -> str:
         "Model": _model(report),
         "Data": f"{report.data}, from {report.data_source}{revision}. Licence: {report.data_licence}{note}",
         "Start": _start(report),
+        "Trained": _tuned(report),
         "Training": f"{report.steps} {_what(report)}{_early(report)}, seed {report.seed}. {_skipped(report)}",
         "Result": _kept(report),
         "Cost": _cost(report),
@@ -556,11 +568,19 @@ def _model(report: Report) -> str:
 def _start(report: Report) -> str:
     if not report.started_from:
         return ""
-    taken = "prefix and heads" if report.started_heads else "prefix"
+    taken = "tuned weights" if report.method != "prefix" else "prefix"
+    taken += " and heads" if report.started_heads else ""
     return (
         f"{taken} of the run {report.started_from}, trained weights {report.started_from_checkpoint[:12]}... "
         "(SHA-256). *Before* is with them."
     )
+
+
+def _tuned(report: Report) -> str:
+    """What the method trains, and how much that is."""
+    if report.heads_alone:
+        return "the heads alone"
+    return f"{report.tuned} ({report.tuned_weights:,} weights), by the method {report.method}"
 
 
 def _what(report: Report) -> str:

@@ -3,13 +3,14 @@
     warmup   the heads learn on a frozen trunk without its prefix being moved: a head that starts as a copy of the
              backbone confidently says token t+1, is worse than uniform on its own target, and would pull the prefix
              the wrong way. It ends after so many steps, or once the heads hardly get better
-    joint    the prefix learns from head_1, and from the heads with a small weight; the heads learn too, unless frozen
+    joint    the prefix (or whatever `tuning.method` names) learns from head_1, and from the heads with a small weight; the
+             heads learn too, unless frozen
 
-Heads whose purpose is speed, not a better prefix, have one stage instead of both:
+Heads whose purpose is speed, not a better prefix, and heads with the method `heads`, have one stage instead of both:
 
     heads    the heads alone learn, as in the warm-up, but all of them and for as long as the joint stage would take
 
-Every group of weights (prefix; heads) has an AdamW of its own, with its own learning rate and clipped by its own norm:
+Every group of weights (what the method trains; heads) has an AdamW of its own, with its own learning rate and clipped by its own norm:
 the heads then reach the prefix through their loss only, never through a shared norm, and a run with detached heads is a
 true control. A Keras epoch is the stretch between two evaluations.
 """
@@ -26,11 +27,11 @@ from keras_mtp.data.batches import Batches, shared_tokens
 from keras_mtp.data.encoding import Encoded
 from keras_mtp.errors import UserError
 from keras_mtp.evaluation import HeldOutEvaluation
-from keras_mtp.layers.mtp_head import MTPHead
 from keras_mtp.losses import LinearCrossEntropy
 from keras_mtp.metrics import MetricsLog
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
 from keras_mtp.models.training_view import TrainingView
+from keras_mtp.models.tuned_weights import train_only
 from keras_mtp.probes import GradientProbe
 from keras_mtp.recipe import Recipe
 
@@ -95,15 +96,14 @@ def train(
         trained_heads: so many of the model's heads, the nearest, come from another run and need no warm-up.
     """
     shared = shared_tokens(examples)
-    for_speed = recipe.heads.purpose == "speed"
-    if model.heads[trained_heads:] and recipe.heads.warmup_steps and not for_speed:
+    if model.heads[trained_heads:] and recipe.heads.warmup_steps and not recipe.heads_alone:
         stage = _warmup(model, recipe, shared, trained_heads)
         batches = _batches(stage, examples, recipe)
         ending = []
         if patience := recipe.heads.warmup_patience:
             ending = [HeldOut(evaluate, log), Plateau(log, model.head_names[1 + trained_heads :], patience)]
         _fit(stage, batches, model, [StepLog(log, stage.name, batches), *ending, *callbacks])
-    stage = (_heads if for_speed else _joint)(model, recipe, shared)
+    stage = (_heads if recipe.heads_alone else _joint)(model, recipe, shared)
     batches = _batches(stage, examples, recipe)
     log.step(stage.name, 0)
     log.evaluation(evaluate())
@@ -133,7 +133,7 @@ def _best(stage: Stage, model: MTPCausalLM, recipe: Recipe, log: MetricsLog) -> 
 
 def _warmup(model: MTPCausalLM, recipe: Recipe, shared: int, trained_heads: int) -> Stage:
     steps = recipe.heads.warmup_steps
-    _set_trainable(model, prefix=False, heads=model.heads[trained_heads:])
+    train_only(model, tuned=False, heads=model.heads[trained_heads:])
     return Stage(
         name="warmup",
         steps=steps,
@@ -146,7 +146,7 @@ def _warmup(model: MTPCausalLM, recipe: Recipe, shared: int, trained_heads: int)
 
 def _joint(model: MTPCausalLM, recipe: Recipe, shared: int) -> Stage:
     heads, steps = recipe.heads, recipe.training.steps
-    _set_trainable(model, prefix=True, heads=[] if heads.freeze else model.heads)
+    train_only(model, tuned=True, heads=[] if heads.freeze else model.heads)
     return Stage(
         name="joint",
         steps=steps,
@@ -158,7 +158,7 @@ def _joint(model: MTPCausalLM, recipe: Recipe, shared: int) -> Stage:
 
 
 def _heads(model: MTPCausalLM, recipe: Recipe, shared: int) -> Stage:
-    _set_trainable(model, prefix=False, heads=model.heads)
+    train_only(model, tuned=False, heads=model.heads)
     return Stage(
         name="heads",
         steps=recipe.training.steps,
@@ -198,7 +198,9 @@ def _batches(stage: Stage, examples, recipe: Recipe) -> Batches:
 def _losses(stage: Stage, model: MTPCausalLM) -> dict[str, LinearCrossEntropy]:
     unembedding = model.backbone.token_embedding
     return {
-        name: LinearCrossEntropy(unembedding, trained=name == "head_1" and unembedding.trainable)
+        name: LinearCrossEntropy(
+            unembedding, trained=name == "head_1" and bool(unembedding.trainable_variables)
+        )
         for name in stage.loss_weights
     }
 
@@ -233,13 +235,6 @@ def _fit(stage: Stage, batches: Batches, model: MTPCausalLM, callbacks) -> None:
         verbose=0,
         shuffle=False,
     )
-
-
-def _set_trainable(model: MTPCausalLM, *, prefix: bool, heads: Sequence[MTPHead]) -> None:
-    if model.prefix_embedding is not None:
-        model.prefix_embedding.trainable = prefix
-    for head in model.heads:
-        head.trainable = head in heads
 
 
 def _optimizer(

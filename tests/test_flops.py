@@ -15,6 +15,7 @@ from keras import ops
 
 from keras_mtp.data.batches import Batches
 from keras_mtp.data.encoding import Encoded
+from keras_mtp.errors import UserError
 from keras_mtp.evaluation import HeadScore
 from keras_mtp.flops import Positions, Sizes, step_flops
 from keras_mtp.layers.linear_head import LinearHead
@@ -35,6 +36,8 @@ needs_a_counter = pytest.mark.skipif(BACKEND == "tensorflow", reason="TensorFlow
 ROWS, PROMPT, ANSWER, PREFIX, VOCABULARY = 16, 24, 8, 8, 512
 WIDE = {"vocabulary_size": VOCABULARY, "num_layers": 2, "hidden_dim": 256, "intermediate_dim": 768}
 POSITIONS = Positions(rows=ROWS, own=PROMPT + ANSWER, shared=PREFIX)
+KEPT = Positions(rows=ROWS, own=PROMPT + ANSWER, kept=PREFIX)  # where the prefix is keys and values
+ALONE = Positions(rows=ROWS, own=PROMPT + ANSWER)
 KINDS = {"transformer": TransformerHead, "sequential": SequentialHead, "linear": LinearHead}
 
 
@@ -43,6 +46,8 @@ class Case:
     """A step to count: what `step_flops` is asked and what `train` is told."""
 
     trained: str = "prefix"
+    lora_rank: int = 0
+    lora_targets: tuple[str, ...] = ()
     heads: int = 0
     kind: str = "transformer"
     attach: str = "default"
@@ -54,7 +59,8 @@ class Case:
     def formula(self) -> float:
         outputs = self.heads if self.trained == "heads" else 1 + self.heads
         labelled_rows = outputs * ROWS * ANSWER
-        return step_flops(SIZES, POSITIONS, labelled_rows=labelled_rows, **dataclasses.asdict(self)).total
+        positions = {"prefix_kv": KEPT, "lora": ALONE}.get(self.trained, POSITIONS)
+        return step_flops(SIZES, positions, labelled_rows=labelled_rows, **dataclasses.asdict(self)).total
 
     @property
     def recipe(self) -> Recipe:
@@ -74,6 +80,7 @@ SIZES = Sizes(
     hidden_dim=256,
     query_dim=256,
     key_value_dim=128,
+    head_dim=64,
     intermediate_dim=768,
     num_layers=2,
     vocabulary_size=VOCABULARY,
@@ -82,6 +89,15 @@ CASES = {
     "prefix": Case(),
     "full": Case(trained="full"),
     "heads": Case(trained="heads", heads=1),
+    "keys and values": Case(trained="prefix_kv"),
+    "keys and values, and a frozen head": Case(trained="prefix_kv", heads=1, heads_trained=False),
+    "LoRA": Case(trained="lora", lora_rank=8, lora_targets=("query", "value")),
+    "LoRA behind the attention": Case(trained="lora", lora_rank=32, lora_targets=("output", "gate", "down")),
+    "LoRA at the end of a block": Case(trained="lora", lora_rank=32, lora_targets=("down",)),
+    "LoRA, blocks computed again": Case(
+        trained="lora", lora_rank=8, lora_targets=("query", "value"), remat=True
+    ),
+    "prefix and LoRA": Case(trained="prefix+lora", lora_rank=32, lora_targets=("query", "key", "up")),
     "prefix and frozen head": Case(heads=1, heads_trained=False),
     "prefix and two heads": Case(heads=2),
     "prefix and detached head": Case(heads=1, detached=True),
@@ -169,7 +185,13 @@ def _examples() -> list[Encoded]:
 def _counted(case: Case, folder) -> float:
     heads = [KINDS[case.kind](attach=case.attach, name=f"head_{k}") for k in range(2, 2 + case.heads)]
     model = MTPCausalLM(
-        tiny.backbone(**WIDE), prefix_length=PREFIX, heads=heads, freeze_backbone=case.trained != "full"
+        tiny.backbone(**WIDE),
+        prefix_length=0 if case.trained == "lora" else PREFIX,
+        prefix_kind="key_values" if case.trained == "prefix_kv" else "embeddings",
+        lora_rank=case.lora_rank,
+        lora_targets=case.lora_targets,
+        heads=heads,
+        freeze_backbone=case.trained != "full",
     )
     examples = _examples()
     log = MetricsLog(folder / "metrics.csv", model.head_names)
@@ -244,6 +266,7 @@ def test_smollm2_has_the_weights_it_is_known_for():
         hidden_dim=576,
         query_dim=576,
         key_value_dim=192,
+        head_dim=64,
         intermediate_dim=1536,
         num_layers=30,
         vocabulary_size=49152,
@@ -256,9 +279,11 @@ def test_positions_shared_by_all_rows_are_computed_once():
     own, shared = Positions(rows=8, own=40), Positions(rows=8, own=24, shared=16)
     assert (own.count, shared.count) == (320, 208)
     assert (own.pairs, shared.pairs) == (8 * 40 * 40, 16 * 16 + 8 * 24 * 40)
+    kept = Positions(rows=8, own=24, shared=16, kept=4)
+    assert (kept.count, kept.pairs) == (208, 16 * 20 + 8 * 24 * 44)
 
 
-@pytest.mark.parametrize("argument", [{"trained": "lora"}, {"kind": "medusa"}])
+@pytest.mark.parametrize("argument", [{"trained": "medusa"}, {"kind": "medusa"}])
 def test_arguments_out_of_range(argument):
-    with pytest.raises(ValueError, match=f"`{next(iter(argument))}` must be"):
+    with pytest.raises((UserError, ValueError), match=r"must be .*Received: .*medusa"):
         step_flops(SIZES, POSITIONS, labelled_rows=1, **argument)

@@ -56,7 +56,8 @@ def test_json_has_the_documented_keys(tmp_path):
     report.write(example(), tmp_path)
     written = json.loads((tmp_path / "report.json").read_text())
     assert list(written) == [
-        "recipe", "backend", "model", "data", "seed", "steps", "held_out", "task", "tokens_per_second", "peak_bytes",
+        "recipe", "backend", "model", "data", "method", "tuned_weights", "seed", "steps", "held_out", "task",
+        "tokens_per_second", "peak_bytes",
     ]  # fmt: skip
     assert written["held_out"] == {
         "head_1": {"loss_before": 1.5, "loss_after": 0.9, "top1": 0.74},

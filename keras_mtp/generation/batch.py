@@ -57,6 +57,7 @@ class Batch:
             histogram=np.zeros(1 + decoding.said_per_pass, "int32"),
         )
         self.uniforms = self._uniforms(slots)
+        decoding.forward.merged.make()
         self.cache = decoding.forward.empty_cache(rows, slots)
         self.began, self.prompt_seconds = time.perf_counter(), 0.0
 
@@ -86,6 +87,7 @@ class Batch:
     def continue_plainly(self, decoding: Decoding) -> None:
         """Goes on without the heads."""
         self.decoding = decoding
+        decoding.forward.merged.make()
         self.cache = self.cache._replace(heads=[], reads={})
 
     def end(self, rows: Collection[int]) -> None:

@@ -21,7 +21,7 @@ from keras import ops
 
 from keras_mtp import backend
 from keras_mtp.generation.attention import attend_filled
-from keras_mtp.layers.block import BlockWeights, Rotation, run_block
+from keras_mtp.layers.block import BlockWeights, Rotation, head_dim, run_block
 from keras_mtp.losses import unembedding_kernel
 
 Entry = list  # keys and values of one block, each (B, H, S, E)
@@ -74,7 +74,12 @@ class CachedForward:
     def __init__(self, model: keras.Model, *, heads: bool = False):
         self.backbone = model.backbone
         self.prefix_embedding = model.prefix_embedding
+        self.prefix_key_values = model.prefix_key_values
         self.prefix_length = model.prefix_length
+        # Slots before it hold keys and values that no pass may write again.
+        self.first_slot = 0 if model.prefix_key_values is None else model.prefix_length
+        self.merged = MergedKernels(model.lora)
+        self.variables = [*model.variables, *self.merged.variables]
         self.heads = list(model.heads) if heads else []
         self.head_blocks = [_blocks_of(head, self.backbone.hidden_dim) for head in self.heads]
         self.draft_ids = np.array(model.draft_vocabulary if heads else (), "int32")
@@ -90,14 +95,17 @@ class CachedForward:
 
     def weights(self) -> Weights:
         """What the blocks multiply with, to be read once before a loop of steps."""
+        merged = self.merged.by_layer()
         return Weights(
-            trunk=[BlockWeights.of(block) for block in self.backbone.transformer_layers],
+            trunk=[BlockWeights.of(block, merged) for block in self.backbone.transformer_layers],
             heads=[[BlockWeights.of(block) for block in blocks] for blocks in self.head_blocks],
             drafts=self._draft_unembedding() if len(self.draft_ids) else None,
         )
 
     def read_prefix(self, cache: Cache) -> Cache:
         """Writes the prefix, if there is one, into the first P slots of every row; computed for one row."""
+        if self.prefix_key_values is not None:
+            return self._with_key_values(cache)
         if self.prefix_embedding is None:
             return cache
         weights, slots = self.weights(), cache.slots
@@ -107,6 +115,22 @@ class CachedForward:
         for k in self.far:
             _, of_one = self.head(k, weights, no_ids, start, self.prefix_length, of_one)
         return keras.tree.map_structure(lambda one, empty: one + empty, of_one, cache)
+
+    def _with_key_values(self, cache: Cache) -> Cache:
+        """The prefix where it is keys and values: written as they are, the last block's for the heads too."""
+        batch_size = cache.trunk[0][0].shape[0]
+        start = ops.zeros((batch_size,), "int32")
+
+        def written(entry: Entry, place: int) -> Entry:
+            kept = [ops.transpose(x, (0, 2, 1, 3)) for x in self.prefix_key_values.of_block(place)]
+            rows = [ops.broadcast_to(x, (batch_size, *x.shape[1:])) for x in kept]
+            return [backend.write_rows(old, new, start) for old, new in zip(entry, rows, strict=True)]
+
+        last = len(cache.trunk) - 1
+        return cache._replace(
+            trunk=[written(entry, place) for place, entry in enumerate(cache.trunk)],
+            heads=[[written(entry, last) for entry in entries] for entries in cache.heads],
+        )
 
     def step(self, weights: Weights, token_ids, start, cache: Cache):
         """The trunk over R new tokens per row.
@@ -185,6 +209,33 @@ class CachedForward:
         return Rotation(self.backbone.transformer_layers[0], positions)
 
 
+class MergedKernels:
+    """The kernels that LoRA changes, changed: made once before an answer, not in every pass.
+
+    They are variables, so that every compiled pass reads the same numbers: exact decoding wants the last bit alike.
+
+    Args:
+        lora: the model's `LoRA`, None if it has none.
+    """
+
+    def __init__(self, lora):
+        self.layers = [] if lora is None else [dense for _, _, dense in lora.adapted()]
+        self.variables = [
+            keras.Variable(ops.zeros(dense._kernel.shape), dtype=dense.compute_dtype, trainable=False)
+            for dense in self.layers
+        ]
+
+    def make(self) -> None:
+        """Merges LoRA as it is now."""
+        for dense, variable in zip(self.layers, self.variables, strict=True):
+            variable.assign(dense.kernel)
+
+    def by_layer(self) -> dict:
+        """For `BlockWeights.of`."""
+        pairs = zip(self.layers, self.variables, strict=True)
+        return {id(dense): ops.convert_to_tensor(variable) for dense, variable in pairs}
+
+
 class _Run:
     """Runs blocks one after another over the keys and values in their entries and the new ones, which it writes there."""
 
@@ -226,8 +277,7 @@ def _positions(start, width: int):
 
 def _empty(block, batch_size: int, slots: int) -> Entry:
     attention = block._self_attention_layer
-    head_dim = attention._query_dense.kernel.shape[-1]
-    shape = (batch_size, attention.num_key_value_heads, slots, head_dim)
+    shape = (batch_size, attention.num_key_value_heads, slots, head_dim(block))
     return [ops.zeros(shape, block.compute_dtype) for _ in range(2)]
 
 

@@ -55,10 +55,10 @@ class Decoding:
         self.said_per_pass, self.width, self.choose = 1 + len(self.forward.heads), width, choose
         # Slots from a row's `at` on that a pass may touch: R tokens and what they say; or K, and K - 1 drafts behind the last.
         self.reach = max(width + 1, 2 * self.said_per_pass)
-        self.prefill = backend.compiled(self._prefill, model.variables, xla=True)
-        self.first = backend.compiled(self._first, model.variables, xla=True)
-        self.passes = backend.compiled(self._passes, model.variables, xla=True)
-        self.read_prefix = backend.compiled(self.forward.read_prefix, model.variables, xla=True)
+        self.prefill = backend.compiled(self._prefill, self.forward.variables, xla=True)
+        self.first = backend.compiled(self._first, self.forward.variables, xla=True)
+        self.passes = backend.compiled(self._passes, self.forward.variables, xla=True)
+        self.read_prefix = backend.compiled(self.forward.read_prefix, self.forward.variables, xla=True)
 
     def _prefill(self, ids, done, lengths, state, cache: Cache):
         """Reads `PREFILL` tokens of every prompt, from the `done`-th on.

@@ -28,7 +28,7 @@ def drafted(forward: CachedForward, weights: Weights, ids, at, cache: Cache):
     """
     # The places that the last pass has read, at most K, and K - 2 that a head has read with a draft for a token.
     width = 2 * len(forward.heads)
-    start = ops.maximum(at - width, 0)
+    start = ops.maximum(at - width, forward.first_slot)
     unnamed: list = []  # states of the heads up to here that have not been asked for a token
 
     for k, head in zip(forward.far, forward.heads, strict=True):

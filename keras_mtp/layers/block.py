@@ -9,12 +9,14 @@ N positions, H key-value heads, G query heads per key-value head, E head size.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import keras
 from keras import ops
 
 from keras_mtp import backend
+from keras_mtp.layers.lora import inputs_of, projection
 
 # (query (B, N, H*G, E), key (B, N, H, E), value (B, N, H, E)) -> (B, N, H*G, E); query and key are rotated.
 Attend = Callable[[Any, Any, Any], Any]
@@ -30,13 +32,13 @@ class Rotation:
 
     def __init__(self, block, positions):
         attention = block._self_attention_layer
-        head_dim = attention._query_dense.kernel.shape[-1]
-        of_positions = ops.zeros((1, 1, 1, head_dim), attention.compute_dtype)
+        size = head_dim(block)
+        of_positions = ops.zeros((1, 1, 1, size), attention.compute_dtype)
         cos, sin = attention.rotary_embedding_layer._compute_cos_sin_embedding(
             of_positions, positions=positions
         )
         # Both halves of keras-hub's table are the same.
-        self.cos, self.sin = cos[..., : head_dim // 2], sin[..., : head_dim // 2]
+        self.cos, self.sin = cos[..., : size // 2], sin[..., : size // 2]
 
     def __call__(self, x):
         """Rotates (B, N, heads, E)."""
@@ -46,11 +48,24 @@ class Rotation:
         )
 
 
+class LowRank(NamedTuple):
+    """A frozen matrix and its LoRA, kept apart: the gradient of their sum would cost as much as training the matrix.
+
+    Args:
+        kernel: (inputs, outputs). a: (inputs, G * r). b: (r, outputs / G), scaled by alpha / r; G is 1, or the number of
+            attention heads, which share `b`.
+    """
+
+    kernel: Any
+    a: Any
+    b: Any
+
+
 class BlockWeights(NamedTuple):
     """What a block multiplies with, matrices in the compute dtype, so that one function runs every block.
 
-    A matrix is (inputs, outputs), heads flattened. In place of the matrix stands the layer itself where something is
-    attached to it that a matrix does not say (LoRA, quantisation): it is then called.
+    A matrix is (inputs, outputs), heads flattened, or a `LowRank` where LoRA is trained. In place of the matrix stands the
+    layer itself where it is quantised: it is then called.
     """
 
     attention_scale: Any  # (D,), float32, as the other norm's
@@ -66,33 +81,55 @@ class BlockWeights(NamedTuple):
     epsilon: float  # of both norms
 
     @classmethod
-    def of(cls, block) -> "BlockWeights":
-        """Reads them off a keras-hub `LlamaTransformerDecoder`."""
-        attention, attention_norm = block._self_attention_layer, block._self_attention_layernorm
+    def of(cls, block, merged: Mapping[int, Any] | None = None) -> "BlockWeights":
+        """Reads them off a keras-hub `LlamaTransformerDecoder`.
+
+        Args:
+            merged: kernels to take in place of a layer's own, by the layer's `id`.
+        """
+        attention_norm = block._self_attention_layernorm
+
+        def matrix(name):
+            dense = projection(block, name)
+            return _matrix(dense, inputs_of(name), (merged or {}).get(id(dense)))
+
         return cls(
             attention_scale=ops.convert_to_tensor(attention_norm.scale),
-            query=_matrix(attention._query_dense, inputs=1),
-            key=_matrix(attention._key_dense, inputs=1),
-            value=_matrix(attention._value_dense, inputs=1),
-            output=_matrix(attention._output_dense, inputs=2),
+            query=matrix("query"),
+            key=matrix("key"),
+            value=matrix("value"),
+            output=matrix("output"),
             feedforward_scale=ops.convert_to_tensor(block._feedforward_layernorm.scale),
-            gate=_matrix(block._feedforward_gate_dense, inputs=1),
-            up=_matrix(block._feedforward_intermediate_dense, inputs=1),
-            down=_matrix(block._feedforward_output_dense, inputs=1),
-            head_dim=attention._query_dense.kernel.shape[-1],
+            gate=matrix("gate"),
+            up=matrix("up"),
+            down=matrix("down"),
+            head_dim=head_dim(block),
             epsilon=attention_norm.epsilon,
         )
 
 
-def _matrix(dense, inputs: int):
+def head_dim(block) -> int:
+    """E, of a keras-hub `LlamaTransformerDecoder`."""
+    return block.hidden_dim // block.num_query_heads
+
+
+def _matrix(dense, inputs: int, merged=None):
     """The kernel, its first `inputs` axes summed over, as one matrix.
 
     As one plain matrix product: torch runs Keras' einsum as a batched product of copies, at half the speed.
     """
-    if dense.lora_enabled or dense.quantization_mode is not None:
+    if dense.quantization_mode is not None:
         return dense
-    kernel = ops.cast(dense.kernel, dense.compute_dtype)
-    return ops.reshape(kernel, (math.prod(kernel.shape[:inputs]), -1))
+    dtype = dense.compute_dtype
+    apart = dense.lora_enabled and merged is None
+    kernel = ops.cast(dense._kernel if apart else dense.kernel if merged is None else merged, dtype)
+    rows = math.prod(kernel.shape[:inputs])
+    kernel = ops.reshape(kernel, (rows, -1))
+    if not apart:
+        return kernel
+    scaled = dense.lora_alpha / dense.lora_rank * dense.lora_kernel_b
+    a = ops.reshape(ops.cast(dense.lora_kernel_a, dtype), (rows, -1))
+    return LowRank(kernel, a, ops.cast(scaled, dtype))
 
 
 def run_block(weights: BlockWeights, x, rotation: Rotation, attend: Attend):
@@ -103,25 +140,36 @@ def run_block(weights: BlockWeights, x, rotation: Rotation, attend: Attend):
     shape = tuple(ops.shape(x)[:2])
 
     def project(h, weight):
-        if not ops.is_tensor(weight):
+        if isinstance(weight, keras.layers.Layer):
             return weight(h)
-        return ops.reshape(
-            ops.matmul(h, weight), (*shape, weight.shape[1] // weights.head_dim, weights.head_dim)
-        )
+        heads = _kernel(weight).shape[1] // weights.head_dim
+        return ops.reshape(_product(h, weight), (*shape, heads, weights.head_dim))
 
     h = _norm(x, weights.attention_scale, weights.epsilon)
     query, key, value = (project(h, w) for w in (weights.query, weights.key, weights.value))
     attended = attend(rotation(query), rotation(key), value)
-    if ops.is_tensor(weights.output):
-        attended = ops.reshape(attended, (*shape, weights.output.shape[0]))
+    if not isinstance(weights.output, keras.layers.Layer):
+        attended = ops.reshape(attended, (*shape, _kernel(weights.output).shape[0]))
     x = x + _product(attended, weights.output)
     h = _norm(x, weights.feedforward_scale, weights.epsilon)
     gate = ops.silu(ops.cast(_product(h, weights.gate), "float32"))  # in float32, as keras-hub does
     return x + _product(_product(h, weights.up) * ops.cast(gate, h.dtype), weights.down)
 
 
+def _kernel(weight):
+    return weight.kernel if isinstance(weight, LowRank) else weight
+
+
 def _product(x, weight):
-    return ops.matmul(x, weight) if ops.is_tensor(weight) else weight(x)
+    if isinstance(weight, keras.layers.Layer):
+        return weight(x)
+    if not isinstance(weight, LowRank):
+        return ops.matmul(x, weight)
+    kernel, a, b = weight
+    shape = tuple(ops.shape(x)[:2])
+    groups = a.shape[1] // b.shape[0]
+    low = ops.reshape(ops.matmul(x, a), (*shape, groups, b.shape[0]))
+    return ops.matmul(x, kernel) + ops.reshape(ops.matmul(low, b), (*shape, kernel.shape[1]))
 
 
 def _norm(x, scale, epsilon: float):

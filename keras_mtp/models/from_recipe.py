@@ -10,20 +10,28 @@ from keras_mtp.layers.transformer_head import TransformerHead
 from keras_mtp.models.backbone import Pretrained, load_backbone
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
 from keras_mtp.recipe import Recipe
+from keras_mtp.tuning import PREFIXES
 
 
 def model_from_recipe(recipe: Recipe) -> tuple[MTPCausalLM, Tokenizer]:
-    """Loads the recipe's base model and puts its prefix and heads around it.
+    """Loads the recipe's base model, and puts around it what the recipe trains.
 
     Returns:
-        `(model, tokenizer)`: the model untrained, its prefix and heads at their start; the tokenizer with the recipe's
+        `(model, tokenizer)`: the model untrained, its prefix, LoRA and heads at their start; the tokenizer with the recipe's
         chat template.
     """
     backbone, tokenizer = _base(recipe)
+    tuned = recipe.tuning
+    prefix_kinds = [kind for name, kind in PREFIXES.items() if name in tuned.methods]
     model = MTPCausalLM(
         backbone,
-        prefix_length=recipe.prefix.length,
+        prefix_length=recipe.prefix_length,
+        prefix_kind=prefix_kinds[0] if prefix_kinds else "embeddings",
         prefix_start=_prefix_start(recipe, tokenizer),
+        lora_rank=tuned.lora_rank if "lora" in tuned.methods else 0,
+        lora_alpha=tuned.lora_alpha,
+        lora_targets=tuned.projections,
+        freeze_backbone="full" not in tuned.methods,
         heads=[_head(recipe, k) for k in range(2, 2 + recipe.heads.count)],
         tokenizer=tokenizer,
         seed=recipe.training.seed,
@@ -48,9 +56,12 @@ def _base(recipe: Recipe) -> Pretrained:
 def _dtype(recipe: Recipe) -> str:
     """Keras names storage and compute together.
 
-    A frozen trunk that is computed with in bfloat16 is stored in it as well: rounded once, not at every use.
+    A frozen trunk that is computed with in bfloat16 is stored in it as well: rounded once, not at every use. One that is
+    trained stays in float32, or its steps would be rounded away.
     """
-    return "float32" if recipe.training.dtype == "float32" else "bfloat16"
+    if recipe.training.dtype == "float32":
+        return "float32"
+    return "mixed_bfloat16" if "full" in recipe.tuning.methods else "bfloat16"
 
 
 def _prefix_start(recipe: Recipe, tokenizer: Tokenizer) -> str | list[int]:

@@ -11,12 +11,15 @@
        | unembedding        | unembedding (the same)
       head_1 (B, T, V)     head_2 (B, T, V)
 
+With `prefix_kind="key_values"` there is no prefix in the picture: every block's attention looks at trained keys and values
+instead, the last block's heads at those of the last block.
+
 keras-hub's layers are applied again in this graph, so the backbone needs no fork and its weights are shared with it.
 Reference: Gloeckle et al. 2024, arXiv 2404.19737, section 2.
 """
 
 from collections.abc import Collection, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Self
 
 import keras
@@ -26,13 +29,16 @@ from keras_mtp.data.tokenizer import Tokenizer
 from keras_mtp.generation.sampling import GREEDY, Sampling
 from keras_mtp.generation.statistics import Statistics
 from keras_mtp.generation.text import OnText, Prompt, TextGenerator, Wish
+from keras_mtp.layers.lora import LoRA
 from keras_mtp.layers.mtp_head import MTPHead, next_embeddings, tokens_ahead
 from keras_mtp.layers.prefix_embedding import PrefixEmbedding, start_vectors
+from keras_mtp.layers.prefix_key_values import PrefixedBlock, PrefixKeyValues
 from keras_mtp.layers.untrained import Untrained
 from keras_mtp.models.backbone import DEFAULT_MODEL, load_backbone
 from keras_mtp.models.training_view import TrainingView
 
 VIEWS = ("logits", "hidden_states")
+PREFIX_KINDS = ("embeddings", "key_values")
 
 
 @keras.saving.register_keras_serializable("keras_mtp")
@@ -44,17 +50,23 @@ class MTPCausalLM(keras.Model):
 
     Args:
         backbone: a keras-hub Llama backbone (`LlamaBackbone`, `Llama3Backbone`), loaded.
-        prefix_length: int. Number of trained vectors in front of the tokens, P; 0 for none.
+        prefix_length: int. Number of trained places in front of the tokens, P; 0 for none.
+        prefix_kind: what is trained there: "embeddings" (a vector each, the default: prompt tuning) or "key_values" (a key
+            and a value each for every attention head of every block: prefix tuning).
         prefix_start: "vocabulary" (P different tokens' embeddings, the default), "random", or a sequence of token ids,
-            repeated or cut to P, to start from a text.
+            repeated or cut to P, to start from a text. Keys and values start as what the backbone makes of these.
         heads: list of `MTPHead` layers, nearest first. May be empty.
+        lora_rank: int. Rank of the trained change of the backbone's matrices; 0 for none. Heads are not changed.
+        lora_alpha: float. The change is scaled by lora_alpha / lora_rank; None for lora_rank, as Keras has it.
+        lora_targets: which matrices of a block: some of "query", "key", "value", "output", "gate", "up", "down".
         outputs: "logits" (what users and `predict` want) or "hidden_states" (the states before the unembedding,
             which `LinearCrossEntropy` takes without ever making the logits).
-        freeze_backbone: bool. True (the default) trains the prefix and the heads only.
+        freeze_backbone: bool. False trains all of the backbone, which must be stored in float32 then. True (the default)
+            trains the prefix, LoRA and the heads only.
         tokenizer: what `load_backbone` returned with the backbone, if `generate` is to read and write text.
         draft_vocabulary: token ids that `heads` choose their drafts among when text is decoded; none for all. What a draft
             costs depends on how many they are; what is decoded does not depend on them.
-        seed: int. Seeds the prefix's first values, by NumPy, so that every backend starts alike.
+        seed: int. Seeds the first values of the prefix and of LoRA, by NumPy, so that every backend starts alike.
 
     Call arguments:
         token_ids: int tensor (B, T), padded on the right. Padding cannot reach a real position under the causal mask,
@@ -80,8 +92,12 @@ class MTPCausalLM(keras.Model):
         backbone: keras.Model,
         *,
         prefix_length: int = 0,
+        prefix_kind: str = "embeddings",
         prefix_start: str | Sequence[int] = "vocabulary",
         heads: Sequence[MTPHead] = (),
+        lora_rank: int = 0,
+        lora_alpha: float | None = None,
+        lora_targets: Sequence[str] = ("query", "value"),
         outputs: str = "logits",
         freeze_backbone: bool = True,
         tokenizer: Tokenizer | None = None,
@@ -89,33 +105,42 @@ class MTPCausalLM(keras.Model):
         seed: int = 0,
         **kwargs,
     ):
-        _check(backbone, prefix_length, heads, outputs, draft_vocabulary)
+        _check(backbone, prefix_length, prefix_kind, heads, outputs, draft_vocabulary)
+        _check_trained(backbone, freeze_backbone, lora_rank)
         # === Layers ===
         dtype = _float32_variables(backbone.token_embedding.dtype_policy)
         if freeze_backbone:
             backbone.trainable = False
-        prefix_embedding = None
+        prefix = None
         if prefix_length:
-            prefix_embedding = PrefixEmbedding(prefix_length, dtype=dtype, name="prefix_embedding")
-            prefix_embedding.build((None, None, backbone.hidden_dim))
-            table = ops.convert_to_numpy(ops.cast(backbone.token_embedding.embeddings, "float32"))
-            prefix_embedding.set_weights([start_vectors(table, prefix_length, prefix_start, seed)])
+            prefix = _prefix(backbone, prefix_length, prefix_kind, prefix_start, seed, dtype)
         for head in heads:
             head.bind(backbone, dtype)
+        lora = None
+        if lora_rank:  # after the heads, which are copies of the plain last block
+            lora_alpha = float(lora_rank if lora_alpha is None else lora_alpha)
+            lora = LoRA(
+                backbone, rank=lora_rank, alpha=lora_alpha, targets=lora_targets, seed=seed, name="lora"
+            )
 
         # === Functional model ===
         token_ids = keras.Input((None,), dtype="int32", name="token_ids")
-        heads_outputs = _heads_graph(backbone, prefix_embedding, heads, token_ids, outputs)
+        heads_outputs = _heads_graph(backbone, prefix, heads, token_ids, outputs)
         super().__init__(inputs=token_ids, outputs=heads_outputs, **kwargs)
 
         # === Config ===
         # `outputs` is the one argument that cannot be an attribute of its own name: Keras' functional models have one.
         self.view = outputs
         self.backbone = backbone
-        self.prefix_embedding = prefix_embedding
+        self.prefix = prefix
         self.prefix_length = prefix_length
+        self.prefix_kind = prefix_kind
         self.prefix_start = prefix_start if isinstance(prefix_start, str) else [int(i) for i in prefix_start]
         self.heads = list(heads)
+        self.lora = lora
+        self.lora_rank = lora_rank
+        self.lora_alpha = lora_alpha
+        self.lora_targets = list(lora_targets)
         self.freeze_backbone = freeze_backbone
         self.tokenizer = tokenizer
         self.draft_vocabulary = [int(i) for i in draft_vocabulary]
@@ -209,6 +234,16 @@ class MTPCausalLM(keras.Model):
         return TextGenerator(self)
 
     @property
+    def prefix_embedding(self) -> PrefixEmbedding | None:
+        """The prefix, if it is embeddings."""
+        return self.prefix if self.prefix_kind == "embeddings" else None
+
+    @property
+    def prefix_key_values(self) -> PrefixKeyValues | None:
+        """The prefix, if it is keys and values."""
+        return self.prefix if self.prefix_kind == "key_values" else None
+
+    @property
     def head_names(self) -> tuple[str, ...]:
         """`("head_1", "head_2", ...)`: the backbone's own prediction and those of `heads`."""
         return head_names(1 + len(self.heads))
@@ -249,8 +284,12 @@ class MTPCausalLM(keras.Model):
             "name": self.name,
             "backbone": backbone,
             "prefix_length": self.prefix_length,
+            "prefix_kind": self.prefix_kind,
             "prefix_start": self.prefix_start,
             "heads": [keras.saving.serialize_keras_object(head) for head in self.heads],
+            "lora_rank": self.lora_rank,
+            "lora_alpha": self.lora_alpha,
+            "lora_targets": list(self.lora_targets),
             "outputs": self.view,
             "freeze_backbone": self.freeze_backbone,
             "tokenizer": None if self.tokenizer is None else self.tokenizer.get_config(),
@@ -275,35 +314,61 @@ def head_names(count: int) -> tuple[str, ...]:
     return tuple(f"head_{k}" for k in range(1, count + 1))
 
 
-def _heads_graph(backbone, prefix_embedding, heads, token_ids, view: str) -> dict:
+def _prefix(backbone, length: int, kind: str, start, seed: int, dtype) -> PrefixEmbedding | PrefixKeyValues:
+    """A prefix at its start."""
+    table = ops.convert_to_numpy(ops.cast(backbone.token_embedding.embeddings, "float32"))
+    vectors = start_vectors(table, length, start, seed)
+    if kind == "key_values":
+        prefix = PrefixKeyValues.of(backbone, length, dtype=dtype, name="prefix_key_values")
+        prefix.start_from(backbone, vectors)
+        return prefix
+    embedding = PrefixEmbedding(length, dtype=dtype, name="prefix_embedding")
+    embedding.build((None, None, backbone.hidden_dim))
+    embedding.set_weights([vectors])
+    return embedding
+
+
+def _heads_graph(backbone, prefix, heads, token_ids, view: str) -> dict:
     """The picture at the top of this file, as code."""
 
     def readout(state, norm, unembedding):
-        state = norm(state[:, prefix_length:])
+        state = norm(state[:, in_front:])
         return state if view == "hidden_states" else unembedding(state, reverse=True)
 
-    prefix_length = 0 if prefix_embedding is None else prefix_embedding.length
-    states = _trunk(backbone, prefix_embedding, token_ids)
+    embeds = isinstance(prefix, PrefixEmbedding)
+    in_front = prefix.length if embeds else 0  # states of the prefix, which predicts nothing
+    x = backbone.token_embedding(token_ids)
+    if embeds:
+        x = prefix(x)
+    states = _trunk(backbone, x, None if embeds else prefix)
     outputs = {"head_1": readout(states["last_block"], backbone.layer_norm, backbone.token_embedding)}
     for k, head in enumerate(heads, start=2):
         shared = Untrained(backbone.layer_norm), Untrained(backbone.token_embedding)
         seen = [states[head.reads]]
         if head.reads_tokens:
             ahead = tokens_ahead(token_ids, k - 1)
-            seen.append(next_embeddings(backbone.token_embedding, ahead, prefix_length))
-        outputs[f"head_{k}"] = readout(head(*seen), *shared)
+            seen.append(next_embeddings(backbone.token_embedding, ahead, in_front))
+        if prefix is None or embeds:
+            state = head(*seen)
+        else:
+            state = head.advance(
+                seen[0], partial(_applied, prefix, len(backbone.transformer_layers) - 1), *seen[1:]
+            )
+        outputs[f"head_{k}"] = readout(state, *shared)
     return outputs
 
 
-def _trunk(backbone, prefix_embedding, token_ids) -> dict:
-    """The states that heads may read, prefix positions included: each (B, P + T, D)."""
-    x = backbone.token_embedding(token_ids)
-    if prefix_embedding is not None:
-        x = prefix_embedding(x)
+def _trunk(backbone, x, key_values: PrefixKeyValues | None) -> dict:
+    """The states that heads may read: each (B, T, D), or (B, P + T, D) where the prefix is embeddings."""
     *blocks, last_block = backbone.transformer_layers
-    for block in blocks:
-        x = block(x)
-    return {"before_last_block": x, "last_block": last_block(x)}
+    for place, block in enumerate(blocks):
+        x = _applied(key_values, place, block, x)
+    return {"before_last_block": x, "last_block": _applied(key_values, len(blocks), last_block, x)}
+
+
+def _applied(key_values: PrefixKeyValues | None, place: int, block, x):
+    """A block, behind the keys and values of a place if there are any."""
+    return block(x) if key_values is None else PrefixedBlock(block, key_values, place)(x)
 
 
 def _float32_variables(policy: keras.DTypePolicy) -> keras.DTypePolicy:
@@ -312,7 +377,7 @@ def _float32_variables(policy: keras.DTypePolicy) -> keras.DTypePolicy:
     return keras.DTypePolicy("float32" if compute == "float32" else f"mixed_{compute}")
 
 
-def _check(backbone, prefix_length, heads, outputs, draft_vocabulary) -> None:
+def _check(backbone, prefix_length, prefix_kind, heads, outputs, draft_vocabulary) -> None:
     missing = [a for a in ("token_embedding", "transformer_layers", "layer_norm") if not hasattr(backbone, a)]
     if missing:
         raise ValueError(
@@ -321,6 +386,10 @@ def _check(backbone, prefix_length, heads, outputs, draft_vocabulary) -> None:
         )
     if prefix_length < 0:
         raise ValueError(f"`prefix_length` must be at least 0. Received: prefix_length={prefix_length}")
+    if prefix_kind not in PREFIX_KINDS:
+        raise ValueError(
+            f"`prefix_kind` must be one of {PREFIX_KINDS}. Received: prefix_kind={prefix_kind!r}"
+        )
     for head in heads:
         if not isinstance(head, MTPHead):
             raise ValueError(f"`heads` must be a list of `MTPHead` layers. Received: {head!r}")
@@ -330,4 +399,22 @@ def _check(backbone, prefix_length, heads, outputs, draft_vocabulary) -> None:
         raise ValueError(
             f"`draft_vocabulary` must hold token ids from 0 to {backbone.vocabulary_size - 1}. Received: "
             f"{min(draft_vocabulary)} to {max(draft_vocabulary)}."
+        )
+
+
+def _check_trained(backbone, freeze_backbone: bool, lora_rank: int) -> None:
+    if lora_rank < 0:
+        raise ValueError(f"`lora_rank` must be at least 0. Received: lora_rank={lora_rank}")
+    if freeze_backbone:
+        return
+    if lora_rank:
+        raise ValueError(
+            "`freeze_backbone` must be True with `lora_rank`, which trains a change of frozen matrices. Received: "
+            f"freeze_backbone=False, lora_rank={lora_rank}"
+        )
+    stored = backbone.token_embedding.variable_dtype
+    if stored != "float32":
+        raise ValueError(
+            "`freeze_backbone=False` needs a backbone whose weights are stored in float32: in anything shorter most steps "
+            f'of training are rounded away. Received: weights in {stored}. Load it with dtype="mixed_{stored}".'
         )

@@ -7,9 +7,14 @@ Under a causal mask the states of the prefix and of those S tokens are the same 
 Everything but attention sees one long row, which also makes matrix products large. In attention, a row's own positions
 look at the shared keys and at its own.
 
+Where the prefix is keys and values it has no states: P is 0 in these counts, and its keys and values stand before the shared
+ones. Heads look at those of the last block.
+
 A head that also sees the token before its target sees, at the last of the S tokens, one that is a row's own: with such a
 head as `head_k`, k - 1 tokens fewer are shared.
 """
+
+from functools import partial
 
 import keras
 from keras import ops
@@ -51,6 +56,7 @@ class TrainingView(keras.Model):
         super().__init__(name="training_view", dtype=model.backbone.token_embedding.dtype_policy)
         self.backbone = model.backbone
         self.prefix_embedding = model.prefix_embedding
+        self.prefix_key_values = model.prefix_key_values
         self.heads = list(model.heads)
         self.head_names = model.head_names
         places_ahead = [places for places, head in enumerate(self.heads, start=1) if head.reads_tokens]
@@ -67,19 +73,21 @@ class TrainingView(keras.Model):
         packed = _Packed(token_ids, self)
         *blocks, last_block = self.backbone.transformer_layers
         x = packed.embeddings
-        for block in blocks:
-            x = packed.block(block, x)
+        for place, block in enumerate(blocks):
+            x = packed.block(block, x, place)
         states = {"before_last_block": x}
         if not self.only_heads or any(head.reads == "last_block" for head in self.heads):
-            states["last_block"] = packed.block(last_block, x)
+            states["last_block"] = packed.block(last_block, x, len(blocks))
         outputs = {}
         if not self.only_heads:
             outputs["head_1"] = packed.rows(self.backbone.layer_norm(packed.answers(states["last_block"])))
-        if self.detach or self.only_heads:
+        detached = self.detach or self.only_heads
+        if detached:
             states = {name: ops.stop_gradient(state) for name, state in states.items()}
+        behind_trunk = partial(packed.block, place=len(blocks), detached=detached)
         for places, (name, head) in enumerate(zip(self.head_names[1:], self.heads, strict=True), start=1):
             tokens = [packed.next_embeddings(places)] if head.reads_tokens else []
-            state = head.advance(states[head.reads], packed.block, *tokens)
+            state = head.advance(states[head.reads], behind_trunk, *tokens)
             outputs[name] = packed.rows(self.untrained_norm(packed.answers(state)))
         return outputs
 
@@ -94,39 +102,54 @@ class _Packed:
         self.token_embedding = backbone.token_embedding
         self.shared_tokens = shared_tokens
         self.prefix_length = 0 if prefix_embedding is None else prefix_embedding.length
+        self.key_values = view.prefix_key_values
+        first_position = 0 if self.key_values is None else self.key_values.length
         self.shared = self.prefix_length + shared_tokens
         self.remat, self.run_block = view.remat, view.run_block
         x = self.token_embedding(self.pack(token_ids))
         self.embeddings = x if prefix_embedding is None else prefix_embedding(x)
-        own_positions = self.shared + ops.arange(self.own, dtype="int32")
-        positions = ops.concatenate(
-            [ops.arange(self.shared, dtype="int32"), ops.tile(own_positions, [self.batch_size])]
-        )
+        shared_positions = first_position + ops.arange(self.shared, dtype="int32")
+        own_positions = first_position + self.shared + ops.arange(self.own, dtype="int32")
+        positions = ops.concatenate([shared_positions, ops.tile(own_positions, [self.batch_size])])
         first = backbone.transformer_layers[0]
         self.rotation = Rotation(first, positions[None])
         self.scale = first._self_attention_layer._inv_norm_factor
-        keys = ops.arange(self.shared + self.own, dtype="int32")
+        keys = ops.arange(first_position + self.shared + self.own, dtype="int32")
         self.visible = (keys[None] <= own_positions[:, None])[None]
-        self.visible_shared = (keys[None, : self.shared] <= keys[: self.shared, None])[None]
+        self.visible_shared = (keys[None, : first_position + self.shared] <= shared_positions[:, None])[None]
 
     def next_embeddings(self, places):
         """The embeddings of the tokens so many places ahead, (1, N, D)."""
         ahead = self.pack(tokens_ahead(self.token_ids, places))
         return next_embeddings(self.token_embedding, ahead, self.prefix_length)
 
-    def block(self, block, x):
+    def block(self, block, x, place: int, detached: bool = False):
+        """A block of the trunk, or a head's, behind the prefix's keys and values of a place in the trunk."""
+
         def apply(x):
-            return self.run_block(BlockWeights.of(block), x, self.rotation, self.attend)
+            before = None if self.key_values is None else self.key_values.of_block(place)
+            if before is not None and detached:
+                before = tuple(ops.stop_gradient(each) for each in before)
+            attend = self.attend if before is None else partial(self.attend, before=before)
+            return self.run_block(BlockWeights.of(block), x, self.rotation, attend)
 
         # TensorFlow gives what `apply` merely captures no gradient: rotation and mask need none.
         return keras.remat(apply)(x) if self.remat else apply(x)
 
-    def attend(self, query, key, value):
+    def attend(self, query, key, value, before=None):
+        """Attention; `before` is the keys and values that stand before all others, each (1, P, H, E)."""
         (q_shared, q), (k_shared, k), (v_shared, v) = self.split(query), self.split(key), self.split(value)
-        if not self.shared:
+        if before is not None:
+            k_shared, v_shared = (
+                ops.concatenate([first, own], axis=1)
+                for first, own in zip(before, (k_shared, v_shared), strict=True)
+            )
+        elif not self.shared:
             return self.join(grouped_attention(q, k, v, self.visible, self.scale))
-        of_shared = grouped_attention(q_shared, k_shared, v_shared, self.visible_shared, self.scale)
         keys, values = self.with_shared(k_shared, k), self.with_shared(v_shared, v)
+        if not self.shared:
+            return self.join(grouped_attention(q, keys, values, self.visible, self.scale))
+        of_shared = grouped_attention(q_shared, k_shared, v_shared, self.visible_shared, self.scale)
         of_own = grouped_attention(q, keys, values, self.visible, self.scale)
         return ops.concatenate([of_shared, self.join(of_own)], axis=1)
 

@@ -82,7 +82,7 @@ def markdown(outcome: Outcome) -> str:
             "",
             f"- **Equal:** {EQUAL[outcome.equal]}",
             f"- **Training:** {_steps(outcome)} joint steps of {recipe.training.batch_size} examples, "
-            f"at most {recipe.data.max_tokens} tokens each, prefix of {recipe.prefix.length}, {recipe.training.dtype}",
+            f"at most {recipe.data.max_tokens} tokens each, {recipe.tuned}, {recipe.training.dtype}",
             f"- **Software:** {versions}",
             "",
         ]
