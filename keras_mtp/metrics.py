@@ -81,3 +81,18 @@ class MetricsLog:
         """Writes what is left and closes the file."""
         self.flush()
         self._file.close()
+
+
+def probe_columns(heads: Sequence[str]) -> list[str]:
+    """All columns that a probe of these heads, head_1 first, fills."""
+    return [*map(norm_column, heads), *map(cosine_column, heads[1:])]
+
+
+def norm_column(head: str) -> str:
+    """The column of `metrics.csv` for the norm of a head's gradient."""
+    return f"{head}_gradient_norm"
+
+
+def cosine_column(head: str) -> str:
+    """The column of `metrics.csv` for its cosine to head_1's."""
+    return f"{head}_gradient_cosine"

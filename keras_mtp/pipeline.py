@@ -17,13 +17,12 @@ from keras_mtp.data.encoding import Encoded, encode_all
 from keras_mtp.data.splits import split_held_out
 from keras_mtp.evaluation import judges, write_answers, write_held_out
 from keras_mtp.generation.own_answers import own_answers
-from keras_mtp.metrics import MetricsLog
+from keras_mtp.metrics import MetricsLog, probe_columns
 from keras_mtp.models import tuned_weights
 from keras_mtp.models.backbone import base_info
 from keras_mtp.models.from_recipe import model_from_recipe
 from keras_mtp.models.licence import write_licence
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
-from keras_mtp.probes import columns
 from keras_mtp.progress import ProgressBar, console
 from keras_mtp.recipe import Recipe, to_toml, updated
 from keras_mtp.report import Report
@@ -87,7 +86,7 @@ def _run(recipe: Recipe, folder: Path, screen: Console, callbacks: Sequence) -> 
     judged = f"{len(held_out)} held-out examples, {len(judge_task.examples)} test items"
     screen.print(f"before: {judged}")
     before = judge_held_out(), judge_task()
-    probed = columns(model.head_names) if recipe.training.probe_every else ()
+    probed = probe_columns(model.head_names) if recipe.training.probe_every else ()
     log = MetricsLog(folder / METRICS, model.head_names, probed)
     bar = ProgressBar(log, recipe, screen)
     try:

@@ -19,6 +19,7 @@ from keras import ops
 from keras_mtp import backend
 from keras_mtp.data.batches import Batches
 from keras_mtp.losses import LinearCrossEntropy
+from keras_mtp.metrics import cosine_column, norm_column
 
 
 class GradientProbe:
@@ -76,21 +77,6 @@ class GradientProbe:
     def _values(self, token_ids, targets, weights) -> list[Any]:
         states = self.view(token_ids)
         return [self.losses[name](targets[name], states[name], weights[name]) for name in self.batches.heads]
-
-
-def columns(heads: Sequence[str]) -> list[str]:
-    """All columns that a probe of these heads, head_1 first, fills."""
-    return [*map(norm_column, heads), *map(cosine_column, heads[1:])]
-
-
-def norm_column(head: str) -> str:
-    """The column of `metrics.csv` for the norm of a head's gradient."""
-    return f"{head}_gradient_norm"
-
-
-def cosine_column(head: str) -> str:
-    """The column of `metrics.csv` for its cosine to head_1's."""
-    return f"{head}_gradient_cosine"
 
 
 def _dot(a: Sequence[Any], b: Sequence[Any]) -> float:

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from keras_mtp import __version__, curves
 from keras_mtp.data.splits import places_by_source
-from keras_mtp.probes import cosine_column, norm_column
+from keras_mtp.metrics import cosine_column, norm_column
 from keras_mtp.run_folder import RECIPE, REPORT, write_text
 
 if TYPE_CHECKING:

@@ -29,6 +29,12 @@ def test_help_imports_no_keras():
     assert "keras-mtp recipe gsm8k" in result.stdout
 
 
+def test_a_study_needs_no_keras_but_in_its_runs():
+    """It may be given --backend, which takes effect only while Keras is not there yet."""
+    code = "import sys; from keras_mtp import study; from keras_mtp.study import page; sys.exit('keras' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself_and_speaks_json(command):
     result = run(command, "--help")

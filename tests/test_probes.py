@@ -11,9 +11,9 @@ from keras_mtp.layers.linear_head import LinearHead
 from keras_mtp.layers.sequential_head import SequentialHead
 from keras_mtp.layers.transformer_head import TransformerHead
 from keras_mtp.losses import LinearCrossEntropy
-from keras_mtp.metrics import MetricsLog
+from keras_mtp.metrics import MetricsLog, probe_columns
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
-from keras_mtp.probes import GradientProbe, columns
+from keras_mtp.probes import GradientProbe
 from keras_mtp.recipe import Recipe, updated
 from keras_mtp.training import train
 from tests import tiny
@@ -78,7 +78,7 @@ def test_it_is_the_gradient_of_keras_own_loss_on_the_logits(accumulation):
     batches = Batches(_examples(), accumulation=accumulation, schedule="ramp_up", **options)
     whole = Batches(_examples(), **options)
     row = _probe(model, batches)(3)
-    assert sorted(row) == sorted(columns(model.head_names))
+    assert sorted(row) == sorted(probe_columns(model.head_names))
     expected = {name: _independent(model, whole[2], name) for name in model.head_names}
     first = expected["head_1"]
     for name, gradient in expected.items():
@@ -139,7 +139,7 @@ def _trained(folder, **changes) -> tuple:
     """Rows of the log, and all weights, after a training of the tiny recipe."""
     model = _model()
     recipe = updated(RECIPE, {key.replace("__", "."): value for key, value in changes.items()})
-    log = MetricsLog(folder / "metrics.csv", model.head_names, columns(model.head_names))
+    log = MetricsLog(folder / "metrics.csv", model.head_names, probe_columns(model.head_names))
     train(model, _examples(), recipe, log, HeldOutEvaluation(model, _examples(9)[:3], 4))
     log.close()
     return log.rows, tiny.arrays(model.variables)

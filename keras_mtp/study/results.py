@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from keras_mtp.errors import UserError
-from keras_mtp.probes import norm_column
+from keras_mtp.metrics import norm_column
 from keras_mtp.recipe import Recipe, flat, from_tables
 from keras_mtp.run_folder import ANSWERS, HELD_OUT, METRICS, REPORT, write_text
 
