@@ -10,7 +10,7 @@ of its input, and once more for that of its weight, where that weight is trained
 
 `prefix_kv` and `lora` cost what `prefix` does, and less in the first block, where no gradient need go further back than
 to what is trained there. LoRA's two small matrices are products of their own, both trained; trained keys and values cost
-no positions, only attention.
+no positions, only attention. (Rematerialised, XLA keeps of the first block what depends on nothing trained.)
 
 Attention scores and their weighted sum have no weights: 4 per query, key and dimension forward, 8 more where a gradient
 passes. Rematerialised, a block is made once more on the way back, up to its last product, whose result nobody needs

@@ -15,7 +15,7 @@ the heads then reach the prefix through their loss only, never through a shared 
 true control. A Keras epoch is the stretch between two evaluations.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import keras
@@ -235,6 +235,12 @@ def _fit(stage: Stage, batches: Batches, model: MTPCausalLM, callbacks) -> None:
         verbose=0,
         shuffle=False,
     )
+
+
+def head_losses(unembedding: keras.layers.Layer, names: Iterable[str]) -> dict[str, LinearCrossEntropy]:
+    """A loss for every head: head_1's trains the unembedding, where that is switched on, and no other does."""
+    learns = bool(unembedding.trainable_variables)
+    return {name: LinearCrossEntropy(unembedding, trained=learns and name == "head_1") for name in names}
 
 
 def _optimizer(

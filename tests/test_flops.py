@@ -98,6 +98,9 @@ CASES = {
         trained="lora", lora_rank=8, lora_targets=("query", "value"), remat=True
     ),
     "prefix and LoRA": Case(trained="prefix+lora", lora_rank=32, lora_targets=("query", "key", "up")),
+    "prefix and LoRA, blocks computed again": Case(
+        trained="prefix+lora", lora_rank=32, lora_targets=("query", "value"), remat=True
+    ),
     "prefix and frozen head": Case(heads=1, heads_trained=False),
     "prefix and two heads": Case(heads=2),
     "prefix and detached head": Case(heads=1, detached=True),

@@ -82,6 +82,14 @@ def test_whole_number_is_a_number_but_true_is_not():
         ("[heads]\nkind = 'sequential'\ntarget = 'next'", "`heads.target=next` needs `heads.kind` transformer or linear"),
         ("[heads]\nschedule = 'decaying'", "`heads.schedule` must be constant or ramp_up or decay."),
         ("[data]\nanswers = 'model'", "`data.answers=model` needs `heads.purpose=speed`"),
+        ("[tuning]\nmethod = 'lorra'", "`tuning.method` must be one or more of prefix, prefix_kv, lora, full, heads"),
+        ("[tuning]\nmethod = 'lora+full'", "`tuning.method` must not join lora and full"),
+        ("[tuning]\nlora_targets = 'q'", "`tuning.lora_targets` must be one or more of query"),
+        ("[tuning]\nlora_rank = 0", "`tuning.lora_rank` must be at least 1."),
+        ("[tuning]\nmethod = 'prefix_kv'\n[prefix]\nlength = 0", "`prefix.length` must be at least 1 with `tuning.method=prefix_kv`."),
+        ("[tuning]\nmethod = 'heads'", "`heads.freeze` must be false with `tuning.method=heads`. Received: heads.freeze=true."),
+        ("[tuning]\nmethod = 'heads'\n[heads]\ncount = 0", "`heads.count` must be at least 1 with `tuning.method=heads`"),
+        ("[tuning]\nmethod = 'full'\n[model]\ndtype = 'bfloat16'\n[training]\ndtype = 'mixed_bfloat16'", "`model.dtype` must be float32 with `tuning.method=full`"),
         ("[heads", "x.toml is not valid TOML"),
     ],
 )  # fmt: skip
@@ -160,3 +168,15 @@ def test_every_field_is_documented_and_its_default_valid():
 def test_recipes_cannot_be_changed_in_place():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Recipe().heads.count = 2
+
+
+@pytest.mark.parametrize("method", ["lora", "full", "heads"])
+def test_a_method_without_a_prefix_has_none(method):
+    recipe = updated(Recipe(), {"tuning.method": method, "heads.freeze": False})
+    assert recipe.prefix.length == 16 and recipe.prefix_length == 0
+    assert recipe.heads_alone == (method == "heads")
+
+
+def test_what_is_tuned_in_words():
+    recipe = updated(Recipe(), {"tuning.method": "lora+prefix_kv", "tuning.lora_targets": "value+query"})
+    assert recipe.tuned == "a prefix of 16 keys and values in every block and LoRA of rank 8 on query, value"

@@ -26,18 +26,11 @@ from keras_mtp.layers.block import BlockWeights, Rotation, grouped_attention, he
 class PrefixKeyValues(keras.layers.Layer):
     """The trained keys and values of all blocks. Float32 variables whatever the compute dtype.
 
-    `MTPCausalLM` makes one from its own config.
+    It is never called: a `PrefixedBlock`, training and decoding each ask for a block's. `MTPCausalLM` makes one from its own
+    config.
 
     Args:
         length: int. P. blocks: how many blocks. heads: H. head_dim: E.
-
-    Call arguments:
-        hidden_states: float tensor (B, T, D): what a block is given.
-        place: which block.
-
-    Returns:
-        Float tensor (B, 2, P + T, H, E), what keras-hub's block takes as a cache: the keys and values, and room for the
-        tokens' own.
 
     Reference: arXiv 2101.00190, section 4.2.
     """
@@ -70,16 +63,12 @@ class PrefixKeyValues(keras.layers.Layer):
         keys, values = ops.unstack(ops.cast(self.key_values[place], self.compute_dtype), axis=0)
         return keys[None], values[None]
 
-    def call(self, hidden_states, place):
-        batch_size, tokens = ops.shape(hidden_states)[0], ops.shape(hidden_states)[1]
-        kept = ops.cast(self.key_values[place], hidden_states.dtype)
-        kept = ops.broadcast_to(kept[None], (batch_size, *kept.shape))
-        room = ops.zeros((batch_size, 2, tokens, *kept.shape[3:]), kept.dtype)
-        return ops.concatenate([kept, room], axis=2)
-
 
 class PrefixedBlock(keras.layers.Layer):
-    """A keras-hub block as it stands, its attention looking at trained keys and values too.
+    """A keras-hub block's own sub-layers, its attention looking at trained keys and values too.
+
+    keras-hub's call would take them as a cache, into which it writes what no gradient passes on TensorFlow
+    (test_prefix_key_values.py::test_upstream_cache_still_stops_gradients_on_tensorflow).
 
     Args:
         block: the `LlamaTransformerDecoder`. prefix: the `PrefixKeyValues`. place: whose keys and values.
@@ -97,12 +86,22 @@ class PrefixedBlock(keras.layers.Layer):
         self.built = True
 
     def call(self, hidden_states):
-        states, _ = self.block(
-            hidden_states,
-            self_attention_cache=self.prefix(hidden_states, place=self.place),
-            self_attention_cache_update_index=self.prefix.length,
-        )
-        return states
+        batch_size, tokens = ops.shape(hidden_states)[:2]
+        before = self.prefix.of_block(self.place)
+        positions = self.prefix.length + ops.arange(tokens, dtype="int32")
+        places = ops.arange(self.prefix.length + tokens, dtype="int32")
+        visible = (places[None] <= positions[:, None])[None]
+        scale = self.block._self_attention_layer._inv_norm_factor
+
+        def attend(query, key, value):
+            kept = (ops.broadcast_to(x, (batch_size, *x.shape[1:])) for x in before)
+            keys, values = (
+                ops.concatenate([x, own], axis=1) for x, own in zip(kept, (key, value), strict=True)
+            )
+            return grouped_attention(query, keys, values, visible, scale)
+
+        rotation = Rotation(self.block, positions[None])
+        return run_block(BlockWeights.of(self.block), hidden_states, rotation, attend)
 
     def compute_output_shape(self, input_shape):
         return input_shape
