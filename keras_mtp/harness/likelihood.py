@@ -18,9 +18,10 @@ import numpy as np
 from keras import ops
 
 from keras_mtp import backend
-from keras_mtp.data.batches import bucket_lengths, enough_buckets
+from keras_mtp.data.batches import bucket_lengths
 from keras_mtp.losses import CHUNK_ROWS, score_rows
 
+WIDTHS = 4  # lengths that texts are padded to; each is a shape to compile
 PASS_TOKENS = 4096  # positions of a pass, padding included; a longer text is a pass by itself
 
 Watch = Callable[[Sequence[Any]], Iterable[Any]]
@@ -116,7 +117,7 @@ def _passes(readings: list[_Reading]) -> list[tuple[int, int, list[_Reading]]]:
     if not readings:
         return []
     lengths = np.array([len(reading.ids) for reading in readings])
-    widths = bucket_lengths(lengths, enough_buckets(lengths))
+    widths = bucket_lengths(lengths, WIDTHS)
     bucket = np.searchsorted(widths, lengths)
     passes = []
     for place, width in reversed(list(enumerate(widths.tolist()))):
