@@ -38,18 +38,17 @@ def compare(options: argparse.Namespace) -> None:
     from tests.harness_reference import hugging_face_lm
 
     model = MTPCausalLM.from_preset(options.model)
-    wish = harness.Wish(
-        tasks=options.harness.split(","), path=options.harness_path, limit=options.limit, chat=options.chat
-    )
     ours = HarnessLM(model, name=options.model, max_length=options.max_length, batch_size=16)
     theirs = hugging_face_lm(
         locate(options.model), model.tokenizer, max_length=options.max_length, batch_size=8
     )
-    print(f"{options.model}, {options.backend}: keras_mtp, HFLM")
-    for mine, other in zip(harness.ask(ours, wish), harness.ask(theirs, wish), strict=True):
-        for a, b in zip(mine.metrics, other.metrics, strict=True):
-            print(f"{mine.task:<20} {a.name:<16} {a.filter:<18} {a.value:.6f}  {b.value:.6f}  n={mine.n}")
-        print(f"{mine.task:<20} {differences(mine.items, other.items)}")
+    print(f"{options.model}, {options.backend}: keras_mtp, HFLM", flush=True)
+    for task in options.harness.split(","):
+        wish = harness.Wish(tasks=[task], path=options.harness_path, limit=options.limit, chat=options.chat)
+        for mine, other in zip(harness.ask(ours, wish), harness.ask(theirs, wish), strict=True):
+            for a, b in zip(mine.metrics, other.metrics, strict=True):
+                print(f"{mine.task:<20} {a.name:<16} {a.filter:<18} {a.value:.6f}  {b.value:.6f}  n={mine.n}")
+            print(f"{mine.task:<20} {differences(mine.items, other.items)}", flush=True)
 
 
 def differences(ours, theirs) -> str:
