@@ -246,7 +246,11 @@ def test_a_continuation_without_a_token_is_refused(model):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--harness", "arc_esy"], "Received: 'arc_esy'. Did you mean `arc_easy`?"),
+        pytest.param(
+            ["--harness", "arc_esy"],
+            "Received: 'arc_esy'. Did you mean `arc_easy`?",
+            marks=pytest.mark.slow,  # all of lm-eval's tasks are read
+        ),
         (["--harness", " ,"], "`--harness` must name at least one task."),
         (["--harness", "arc_easy", "--harness-path", "nowhere"], "`--harness-path` must be a folder"),
         (["--harness", "arc_easy", "--data", "hub"], "`--data` does not go with --harness"),
