@@ -40,7 +40,7 @@ def compare(options: argparse.Namespace) -> None:
     model = MTPCausalLM.from_preset(options.model)
     ours = HarnessLM(model, name=options.model, max_length=options.max_length, batch_size=16)
     theirs = hugging_face_lm(
-        locate(options.model), model.tokenizer, max_length=options.max_length, batch_size=8
+        locate(options.model), model.tokenizer, max_length=options.max_length, batch_size=4
     )
     print(f"{options.model}, {options.backend}: keras_mtp, HFLM", flush=True)
     for task in options.harness.split(","):
