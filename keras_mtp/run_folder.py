@@ -7,6 +7,7 @@
       held_out.csv, answers.jsonl            every item's loss, and what was said to it
       curves.png, report.md                  what came of it
       report.json                            written last: the run is finished
+      harness/                               what lm-eval's tasks gave, where they were asked
       .lock                                  while the run goes on
 
 No Keras here, so that a folder that cannot be used is refused before anything slow is imported.
@@ -27,6 +28,7 @@ RECIPE, METRICS, CHECKPOINT, HELD_OUT, ANSWERS, REPORT = (
     "answers.jsonl",
     "report.json",
 )
+HARNESS = "harness"
 LOCK = ".lock"
 
 

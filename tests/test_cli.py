@@ -25,7 +25,16 @@ def test_help_imports_no_keras():
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     imported = set(re.findall(r"\|\s+([\w.]+)$", result.stderr, flags=re.MULTILINE))
     assert "keras_mtp.cli" in imported
-    assert not imported & {"keras", "keras_hub", "jax", "tensorflow", "torch", "numpy", "matplotlib"}
+    assert not imported & {
+        "keras",
+        "keras_hub",
+        "jax",
+        "tensorflow",
+        "torch",
+        "numpy",
+        "matplotlib",
+        "lm_eval",
+    }
     assert "keras-mtp recipe gsm8k" in result.stdout
 
 

@@ -1,6 +1,8 @@
 """Reading GSM8K's official files, and the official score."""
 
+import itertools
 import json
+from pathlib import Path
 
 import pytest
 
@@ -102,3 +104,87 @@ def test_a_missing_file_is_named(tmp_path):
 def test_an_empty_split_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"train\.jsonl, which is empty"):
         GSM8K.from_folder(write_folder(tmp_path, train=[]))
+
+
+# Answers of all shapes to "#### 1,200" and its like: `{}` is the right number as data have it, `{n}` without commas.
+SHAPES = (
+    "She earns 600*2 = <<600*2=1200>>1200.\n#### {}", "#### {n}", "#### {}.", "#### {n}.0", "#### {n}.00.", "#### ${n}",
+    "####{n}", "###  {n}", "##### {n}", "#### -{n}", "#### +{n}", "#### {n}%", "#### {n} dollars", "#### {n}\n#### 7", "#### 7\n#### {n}",
+    "#### \n{n}", "####  {n}", "#### {n},", "#### ,{n}", "#### .{n}", "#### {n}e0", "#### 0{n}", "#### {n}/1", "#### x={n}",
+    "The answer is {}.", "The answer is ${n}", "{n}", "{n} #### ", "So 7 + 8 = 15\nIt is #### {n}, I think, or 9.", "\\boxed{{{n}}}",
+    "", "   ", "####", "#### ", "#### none", "#### ,", "#### .", "#### -", "He has <<3+4=7>>7.\n#### 7", "#### \u0661\u0662\u0660\u0660",
+    "#### {n}<|im_end|>", "#### {n}\r\n", "\t#### {n}", "#### {n}.\nQuestion: what is 2 + 2? #### 4", "#### 1{n}", "#### {n}1",
+)  # fmt: skip
+GOLD = ("1,200", "18", "7", "-3", "2.5", "0", "1,234,567", "540000")
+
+
+def official(gold: str, text: str) -> bool:
+    """`is_correct` of openai/grade-school-math, from its description: no regular expression, nothing of ours."""
+
+    def final(text: str) -> str:
+        for piece in text.split("#### ")[1:]:
+            sign = "-" if piece.startswith("-") else ""
+            number = "".join(itertools.takewhile(lambda char: char in "0123456789.,", piece[len(sign) :]))
+            if number:
+                return sign + number.replace(",", "")
+        return "[invalid]"
+
+    return final(text) == final(gold)
+
+
+def texts() -> list[tuple[str, str]]:
+    """(gold answer, what was said), every shape for every number, and some numbers that are wrong."""
+    return [
+        (f"So it is {gold}.\n#### {gold}", shape.format(said, n=said.replace(",", "")))
+        for gold in GOLD
+        for said in (gold, GOLD[0], "9")
+        for shape in SHAPES
+    ]
+
+
+def test_the_score_is_the_official_one():
+    scores = [(exact_match(gold, said), float(official(gold, said))) for gold, said in texts()]
+    assert all(ours == theirs for ours, theirs in scores)
+    assert 0.1 < sum(ours for ours, _ in scores) / len(scores) < 0.5
+
+
+class Parrot:
+    """Says what it was told to say, in the order of the questions."""
+
+    rank, world_size = 0, 1
+
+    def __init__(self, answers):
+        self.answers = answers
+
+    def generate_until(self, requests):
+        return [self.answers[request.doc_id] for request in requests]
+
+
+def test_the_score_is_lm_evals_strict_match_but_for_a_full_stop(tmp_path):
+    lm_eval = pytest.importorskip(
+        "lm_eval", reason="lm-eval is not installed: pip install 'keras_mtp[harness]'"
+    )
+    from keras_mtp import harness
+
+    pairs = texts()[::5]  # every shape still
+    rows = [{"question": f"{number}?", "answer": gold} for number, (gold, _) in enumerate(pairs)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    lines = (Path(lm_eval.__file__).parent / "tasks" / "gsm8k" / "gsm8k.yaml").read_text("utf-8").splitlines()
+    data = {"data_files": {"test": str(tmp_path / "test.jsonl")}, "cache_dir": str(tmp_path / "cache")}
+    changed = {"dataset_path": "json", "num_fewshot": 0, "dataset_kwargs": data, "task": "gsm8k_here"}
+    gone = (*changed, "dataset_name", "training_split", "fewshot_split")
+    lines = [line for line in lines if line.partition(":")[0] not in gone]
+    lines += [f"{key}: {json.dumps(value)}" for key, value in changed.items()]
+    (tmp_path / "task.yaml").write_text("\n".join(lines), "utf-8")
+    wish = harness.Wish(tasks=["gsm8k_here"], path=tmp_path)
+    (result,) = harness.ask(Parrot([said for _, said in pairs]), wish)
+    strict = {
+        item["doc_id"]: item["exact_match"] for item in result.items if item["filter"] == "strict-match"
+    }
+    assert len(strict) == len(pairs)
+    for number, (gold, said) in enumerate(pairs):
+        ours = exact_match(gold, said)
+        read = extract_answer(said) or ""
+        without_stop = f"#### {read.removesuffix('.')}"
+        assert strict[number] == (exact_match(gold, without_stop) if read.endswith(".") else ours), said
+    assert sum(strict.values()) > sum(exact_match(gold, said) for gold, said in pairs)

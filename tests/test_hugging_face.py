@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from keras_mtp.errors import UserError
-from keras_mtp.models.backbone import base_info, load_backbone
+from keras_mtp.models.backbone import base_info, context_length, load_backbone
 from tests import tiny_hugging_face as tiny
 
 IDS = np.random.default_rng(1).integers(0, 700, (2, 200)).astype("int32")
@@ -118,7 +118,8 @@ def test_old_buffers_and_a_copy_of_the_embedding_are_left_aside(tmp_path):
 
 
 def test_base_info_describes_the_folder_and_not_the_machine(tmp_path):
-    folder = tiny.save(tiny.reference(tie_word_embeddings=True), tmp_path / "tiny-llama")
+    model = tiny.reference(tie_word_embeddings=True, max_position_embeddings=512)
+    folder = tiny.save(model, tmp_path / "tiny-llama")
     (folder / "README.md").write_text("---\nlanguage: en\nlicense: llama3.2\n---\n# Tiny\n")
     (folder / "LICENSE.txt").write_text("LLAMA 3.2 COMMUNITY LICENSE AGREEMENT")
     info = base_info(str(folder))
@@ -132,6 +133,7 @@ def test_base_info_describes_the_folder_and_not_the_machine(tmp_path):
     assert info.notice.startswith("Built with Llama.")
     assert info.architecture["hidden_dim"] == 64 and info.architecture["tied"]
     assert str(tmp_path) not in repr(info)
+    assert context_length(str(folder)) == 512
 
 
 def test_the_hash_is_of_what_decides_the_model(tmp_path):

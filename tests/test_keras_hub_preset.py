@@ -12,7 +12,7 @@ import tokenizers
 from keras import ops
 
 from keras_mtp.errors import UserError
-from keras_mtp.models.backbone import base_info, load_backbone
+from keras_mtp.models.backbone import base_info, context_length, load_backbone
 from keras_mtp.models.keras_hub_preset import KerasHubPreset
 from tests import tiny, tiny_tokenizers
 from tests.tiny_hugging_face import change_json
@@ -131,6 +131,7 @@ def test_base_info_needs_no_weights(tmp_path):
     info = base_info(str(tmp_path / "preset"))
     assert (info.name, info.licence, info.notice) == ("preset", "unknown", None)
     assert info.architecture["tied"] and len(info.sha256) == 64
+    assert context_length(str(tmp_path / "preset")) is None  # it does not say
 
 
 def _without_a_tensor(folder) -> None:

@@ -63,7 +63,7 @@ class TextGenerator:
             texts = [self._text(prompt, answer) for prompt, answer in zip(prompts, found.tokens, strict=True)]
             return texts, found.statistics
         streams = [TextStream(self.model.tokenizer.decode, wish.stop) for _ in prompts]
-        found = _streamed(generator, ids, streams, wish.on_text)
+        found = streamed(generator, ids, streams, wish.on_text)
         return [
             stream.text if isinstance(prompt, str) else stream.ids_of_text()
             for prompt, stream in zip(prompts, streams, strict=True)
@@ -106,8 +106,11 @@ class TextGenerator:
         return self._generators[key]
 
 
-def _streamed(
-    generator: Generator, ids: list[list[int]], streams: list[TextStream], on_text: OnText | None
+def streamed(
+    generator: Generator,
+    ids: Sequence[Sequence[int]],
+    streams: Sequence[TextStream],
+    on_text: OnText | None = None,
 ) -> Answers:
     """Lets the answers run through their streams, each until it ends there."""
 

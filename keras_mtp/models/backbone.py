@@ -22,7 +22,16 @@ from keras_mtp.models.location import DEFAULT_MODEL, Location, find
 if TYPE_CHECKING:
     import keras_hub
 
-__all__ = ["DEFAULT_MODEL", "BaseInfo", "Pretrained", "Source", "base_info", "load_backbone", "locate"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "BaseInfo",
+    "Pretrained",
+    "Source",
+    "base_info",
+    "context_length",
+    "load_backbone",
+    "locate",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +74,9 @@ class Source(Protocol):
 
     @property
     def licence(self) -> Licence: ...
+
+    @property
+    def context_length(self) -> int | None: ...
 
     def tokenizer(self) -> Tokenizer: ...
 
@@ -117,6 +129,11 @@ def base_info(name: str = DEFAULT_MODEL) -> BaseInfo:
         architecture=dataclasses.asdict(source.sizes),
         revision=location.revision,
     )
+
+
+def context_length(name: str = DEFAULT_MODEL) -> int | None:
+    """The longest text, in tokens, that a model was made for, as its files state it; None where they do not."""
+    return _open(find(name)).context_length
 
 
 def locate(name: str) -> Path:

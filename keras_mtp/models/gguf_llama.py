@@ -61,6 +61,11 @@ class GGUFLlama:
         """As the file's metadata state it."""
         return Licence.named(self._file.get("general.license", str))
 
+    @property
+    def context_length(self) -> int | None:
+        """As the file's metadata state it."""
+        return self._file.get("llama.context_length", int)
+
     def tokenizer(self) -> Tokenizer:
         """The tokenizer in the file."""
         return read_tokenizer(self._file)

@@ -66,6 +66,11 @@ class HuggingFaceFolder:
         """As the model card and the licence file state it."""
         return read_licence(self._folder)
 
+    @property
+    def context_length(self) -> int | None:
+        """As `config.json` states it."""
+        return self._config.get("max_position_embeddings", int)
+
     def tokenizer(self) -> Tokenizer:
         """The tokenizer in the folder."""
         return hugging_face_tokenizer.read_tokenizer(

@@ -62,6 +62,11 @@ class KerasHubPreset:
         name = "llama2" if family == "vicuna" else family  # which was made from Llama 2
         return read_licence(self._folder, name or None)
 
+    @property
+    def context_length(self) -> None:
+        """A preset does not state it."""
+        return None
+
     def tokenizer(self) -> Tokenizer:
         """The preset's vocabulary as a tokenizer."""
         return keras_hub_tokenizer.read_tokenizer(self._folder, self.sizes.vocabulary_size)

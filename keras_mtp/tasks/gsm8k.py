@@ -1,7 +1,11 @@
 """GSM8K: grade-school word problems, solved in steps, `#### n` at the end. Read and scored here.
 
 Cobbe et al. 2021, "Training Verifiers to Solve Math Word Problems" (arXiv 2110.14168). The score is the
-official one: `extract_answer` and `is_correct` in `grade_school_math/dataset.py` of openai/grade-school-math.
+official one: `extract_answer` and `is_correct` in `grade_school_math/dataset.py` of openai/grade-school-math. The number
+after the first `#### ` counts, commas aside, as it is written: 18.0 is not 18, and neither is "18." with its full stop.
+
+lm-eval's `exact_match,strict-match` reads the same number and takes a full stop off its end: there "18." is right, all else is
+as here. Its `flexible-extract` looks for the last number in the text, `####` or not: another measure. test_gsm8k.py compares.
 """
 
 import re
