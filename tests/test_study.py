@@ -61,6 +61,8 @@ def test_an_interval_is_not_endlessly_wide():
 
 def test_arms_that_are_equal_do_not_differ_and_a_difference_is_per_token():
     assert interval(np.zeros((3, 5)), np.ones(5)) == (0.0, 0.0, 0.0, 1.0)
+    # One seed says nothing about others: no p, which would also count among the comparisons that Holm adjusts for.
+    assert np.isnan(interval(np.ones((1, 5)), np.ones(5))[3])
     tokens = np.array([1.0, 3.0, 4.0])
     assert interval(np.tile([-1.0, 2.0, 3.0], (2, 1)), tokens)[0] == pytest.approx(4 / 8)
 

@@ -87,8 +87,9 @@ class Outcome:
                 parts.append(
                     f"a {verdict} held-out loss of head_1 with {_listed(map(_with_interval, seen[verdict]))}"
                 )
-        if names := [d.arm for d in seen["no difference seen"]]:
-            parts.append(f"no difference seen with {_listed(names)}")
+        if seen["no difference seen"]:
+            bounded = [f"{d.arm} ({d.low:+.4f} to {d.high:+.4f})" for d in seen["no difference seen"]]
+            parts.append(f"no difference seen with {_listed(bounded)}")
         if seen["one seed"]:
             single = _listed(f"{d.arm} ({d.value:+.4f})" for d in seen["one seed"])
             parts.append(f"one seed, from which nothing follows, with {single}")

@@ -180,19 +180,26 @@ def _differences(outcome: Outcome) -> Any:
     axis = figure.subplots()
     for row, d in enumerate(shown):
         colour = {"lower": COLOURS[2], "higher": COLOURS[1]}.get(d.verdict, "grey")
-        axis.plot([d.low, d.high], [row, row], color=colour, linewidth=2)
-        axis.plot(d.value, row, "o", color=colour, markersize=6)
+        one_seed = d.seeds == 1
+        axis.plot([d.low, d.high], [row, row], color=colour, linewidth=2, linestyle=":" if one_seed else "-")
+        axis.plot(
+            d.value, row, "o", color=colour, markersize=6, markerfacecolor="white" if one_seed else colour
+        )
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set_yticks(
         range(len(shown)), [f"{d.arm} against {d.other} ({d.seeds})" for d in shown], parse_math=False
     )
     axis.margins(y=0.08)
     axis.invert_yaxis()
-    axis.set_xlabel("difference of head_1's held-out loss, nats per token, 95 % interval; left is better")
+    axis.set_xlabel(
+        "difference of head_1's held-out loss (nats per token)\nwith 95 % interval; left is better"
+    )
     axis.grid(alpha=0.25, linewidth=0.6, axis="x")
     axis.spines[["top", "right", "left"]].set_visible(False)
     figure.suptitle(
-        f"{_title(outcome)}\nin brackets: seeds; grey: no difference seen", fontsize=11, parse_math=False
+        f"{_title(outcome)}\nin brackets: seeds; grey: no difference seen; dotted: one seed, over items only",
+        fontsize=11,
+        parse_math=False,
     )
     return figure
 

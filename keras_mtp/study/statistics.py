@@ -62,7 +62,7 @@ def interval(nats: np.ndarray, tokens: np.ndarray) -> tuple[float, float, float,
         nats: (S, I) differences of the summed losses, by seed and item. tokens: (I,).
 
     Returns:
-        `(value, low, high, p)`. With one seed they cover the items only.
+        `(value, low, high, p)`. With one seed the interval covers the items only, and p, which would too, is not a number.
     """
     seeds, items = nats.shape
     value = nats.mean(0).sum() / tokens.sum()
@@ -73,7 +73,7 @@ def interval(nats: np.ndarray, tokens: np.ndarray) -> tuple[float, float, float,
     error = drawn.std(ddof=1) * (math.sqrt(seeds / (seeds - 1)) if seeds > 1 else 1.0)
     law = stats.t(seeds - 1) if seeds > 1 else stats.norm()
     reach = law.ppf(1 - LEVEL / 2) * error
-    p = 2 * law.sf(abs(value) / error) if error else float(value == 0)
+    p = math.nan if seeds == 1 else 2 * law.sf(abs(value) / error) if error else float(value == 0)
     return float(value), float(value - reach), float(value + reach), float(p)
 
 
