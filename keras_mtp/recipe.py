@@ -273,7 +273,8 @@ class TrainingRecipe(_Table):
     )
     learning_rate: float = field(
         8e-3,
-        "Peak learning rate of what tuning.method trains; the heads have their own.",
+        "Peak learning rate of what tuning.method trains; the heads have their own. On "
+        "SmolLM2-135M and GSM8K, of a few tried: prefix 4e-3, prefix_kv 2e-2, lora 4e-3 (of rank 8), full 4e-5.",
         minimum=0,
     )
     learning_rate_warmup: float = field(
