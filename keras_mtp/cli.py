@@ -121,7 +121,7 @@ def cli() -> None:
     "--from",
     "start",
     metavar="RUN",
-    help="Start from the prefix and the heads of a finished run; with a higher heads.count, add heads to it.",
+    help="Start from what a finished run trained, and its heads; with a higher heads.count, add heads to it.",
 )
 @click.option(
     "--run",

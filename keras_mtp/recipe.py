@@ -90,8 +90,8 @@ class StartRecipe(_Table):
     run: str = field(
         "",
         "The folder of a finished run of the same base model, as --from sets it; empty starts afresh. What tuning.method "
-        "trains, prefix.length, heads.kind and heads.attach must be the run's; heads beyond the run's start fresh, and only they are warmed up. With "
-        "heads.purpose=speed the kind may be another, and all heads are fresh then.",
+        "trains, prefix.length, heads.kind and heads.attach must be the run's; heads beyond the run's start fresh, and only "
+        "they are warmed up. With heads.purpose=speed the kind may be another, and all heads are fresh then.",
     )
     checkpoint: str = field(
         "",
@@ -197,7 +197,10 @@ class PrefixRecipe(_Table):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadsRecipe(_Table):
-    """The heads beyond head_1 (the model's own next-token prediction). With count=0 the rest but purpose is ignored."""
+    """The heads beyond head_1 (the model's own next-token prediction). With count=0 the rest but purpose is ignored.
+
+    What is said here of the prefix holds for whatever tuning.method trains.
+    """
 
     _path: ClassVar[str] = "heads."
     count: int = field(1, "How many: with 1 there is head_2, which predicts two tokens ahead.", minimum=0)
@@ -281,7 +284,8 @@ class TrainingRecipe(_Table):
     )
     learning_rate: float = field(
         8e-3,
-        "Peak learning rate of what tuning.method trains; the heads have their own.",
+        "Peak learning rate of what tuning.method trains; the heads have their own. On "
+        "SmolLM2-135M and GSM8K, of a few tried: prefix 4e-3, prefix_kv 2e-2, lora 4e-3 (of rank 8), full 4e-5.",
         minimum=0,
     )
     learning_rate_warmup: float = field(

@@ -29,7 +29,7 @@ def load(run: str | os.PathLike) -> MTPCausalLM:
         run: the run's folder. The base model is loaded anew by the name in the run's recipe and must be the same file.
 
     Returns:
-        The `MTPCausalLM` with the run's prefix and heads. `model.tokenizer` reads and writes its text.
+        The `MTPCausalLM` with what the run trained. `model.tokenizer` reads and writes its text.
 
     Raises:
         UserError: no run there, not finished, damaged, or of another base model.

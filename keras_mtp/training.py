@@ -10,9 +10,9 @@ Heads whose purpose is speed, not a better prefix, and heads with the method `he
 
     heads    the heads alone learn, as in the warm-up, but all of them and for as long as the joint stage would take
 
-Every group of weights (what the method trains; heads) has an AdamW of its own, with its own learning rate and clipped by its own norm:
-the heads then reach the prefix through their loss only, never through a shared norm, and a run with detached heads is a
-true control. A Keras epoch is the stretch between two evaluations.
+Every group of weights (what the method trains; heads) has an AdamW of its own, with its own learning rate and clipped by
+its own norm: the heads then reach the prefix through their loss only, never through a shared norm, and a run with detached
+heads is a true control. A Keras epoch is the stretch between two evaluations.
 """
 
 from collections.abc import Iterable, Sequence

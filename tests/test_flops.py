@@ -94,9 +94,6 @@ CASES = {
     "LoRA": Case(trained="lora", lora_rank=8, lora_targets=("query", "value")),
     "LoRA behind the attention": Case(trained="lora", lora_rank=32, lora_targets=("output", "gate", "down")),
     "LoRA at the end of a block": Case(trained="lora", lora_rank=32, lora_targets=("down",)),
-    "LoRA, blocks computed again": Case(
-        trained="lora", lora_rank=8, lora_targets=("query", "value"), remat=True
-    ),
     "prefix and LoRA": Case(trained="prefix+lora", lora_rank=32, lora_targets=("query", "key", "up")),
     "prefix and LoRA, blocks computed again": Case(
         trained="prefix+lora", lora_rank=32, lora_targets=("query", "value"), remat=True

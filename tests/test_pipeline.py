@@ -54,7 +54,7 @@ def test_report_json(done):
     data = json.loads((run / "report.json").read_text())
     assert isinstance(result, Report) and data == result.to_json()
     assert set(data) == {
-        *("recipe", "backend", "model", "data", "seed", "steps"),
+        *("recipe", "backend", "model", "data", "method", "tuned_weights", "seed", "steps"),
         *("held_out", "task", "tokens_per_second", "peak_bytes"),
     }
     assert data["backend"] == keras.config.backend() and data["model"] == "tiny" and data["data"] == "GSM8K"

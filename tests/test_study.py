@@ -83,10 +83,20 @@ def test_holm_adjusts_for_the_number_of_comparisons():
 
 def test_the_arms_that_come_with_the_package_are_recipes_that_can_be_run():
     arms = load_arms("standard", load_recipe("gsm8k"))
-    assert set(available_arms()) >= {"standard"}
+    assert set(available_arms()) >= {"standard", "prefix_kv", "lora"}
     assert {"none", "transformer", "detached", "placebo", "linear", "transformer_2"} <= set(arms.arms)
     assert arms.comparisons[0] == ("transformer", "none") and ("transformer", "placebo") in arms.comparisons
     assert len(arms.points) > 1
+
+
+@pytest.mark.parametrize("method", ["prefix_kv", "lora"])
+def test_the_arms_of_a_method_are_all_tuned_by_it(method):
+    recipe = load_recipe("gsm8k")
+    arms = load_arms(method, recipe)
+    recipes = {name: updated(recipe, arm.settings) for name, arm in arms.arms.items()}
+    assert list(recipes) == ["none", "transformer", "placebo"] and len(arms.points) == 3
+    assert {each.tuning.method for each in recipes.values()} == {method}
+    assert [each.heads.count for each in recipes.values()] == [0, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +129,7 @@ def test_mistakes_in_an_arms_file_are_refused(tmp_path, text, message):
 
 
 def test_arms_that_are_nowhere():
-    with pytest.raises(UserError, match=r"No arms named 'no-such'.*Available: standard"):
+    with pytest.raises(UserError, match=r"No arms named 'no-such'.*Available: .*standard"):
         load_arms("no-such", load_recipe("gsm8k"))
 
 

@@ -21,6 +21,7 @@ from keras import ops
 
 from keras_mtp import backend
 from keras_mtp.generation.attention import attend_filled
+from keras_mtp.generation.merged_kernels import MergedKernels
 from keras_mtp.layers.block import BlockWeights, Rotation, head_dim, run_block
 from keras_mtp.losses import unembedding_kernel
 
@@ -207,33 +208,6 @@ class CachedForward:
 
     def _rotation(self, positions) -> Rotation:
         return Rotation(self.backbone.transformer_layers[0], positions)
-
-
-class MergedKernels:
-    """The kernels that LoRA changes, changed: made once before an answer, not in every pass.
-
-    They are variables, so that every compiled pass reads the same numbers: exact decoding wants the last bit alike.
-
-    Args:
-        lora: the model's `LoRA`, None if it has none.
-    """
-
-    def __init__(self, lora):
-        self.layers = [] if lora is None else [dense for _, _, dense in lora.adapted()]
-        self.variables = [
-            keras.Variable(ops.zeros(dense._kernel.shape), dtype=dense.compute_dtype, trainable=False)
-            for dense in self.layers
-        ]
-
-    def make(self) -> None:
-        """Merges LoRA as it is now."""
-        for dense, variable in zip(self.layers, self.variables, strict=True):
-            variable.assign(dense.kernel)
-
-    def by_layer(self) -> dict:
-        """For `BlockWeights.of`."""
-        pairs = zip(self.layers, self.variables, strict=True)
-        return {id(dense): ops.convert_to_tensor(variable) for dense, variable in pairs}
 
 
 class _Run:

@@ -88,8 +88,9 @@ class MTPHead(keras.layers.Layer):
     def advance(self, hidden_states, apply_block, *next_embeddings):
         """As `call`, but `apply_block(block, x)` runs whatever decoder blocks the head is made of.
 
-        Training and decoding arrange a batch's positions each in their own way, which a block's attention must follow;
-        a head without attention does not care.
+        Training and decoding arrange a batch's positions each in their own way, which a block's attention must follow, and
+        a prefix of keys and values reaches a head by it: those of the last block, which the head runs beside or behind. A
+        head without attention does not care.
         """
         return self(hidden_states, *next_embeddings)
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from keras_mtp.curves import COLOURS
+from keras_mtp.recipe import from_tables
 from keras_mtp.run_folder import write_text
 from keras_mtp.study.outcome import ArmOutcome, Outcome
 from keras_mtp.study.statistics import Difference
@@ -82,11 +83,17 @@ def markdown(outcome: Outcome) -> str:
             "",
             f"- **Equal:** {EQUAL[outcome.equal]}",
             f"- **Training:** {_steps(outcome)} joint steps of {recipe.training.batch_size} examples, "
-            f"at most {recipe.data.max_tokens} tokens each, {recipe.tuned}, {recipe.training.dtype}",
+            f"at most {recipe.data.max_tokens} tokens each, {_tuned(outcome)}, {recipe.training.dtype}",
             f"- **Software:** {versions}",
             "",
         ]
     )
+
+
+def _tuned(outcome: Outcome) -> str:
+    """What was trained besides the heads, in words; of every arm, should they differ."""
+    recipes = (from_tables(arm.results[0].recipe) for arm in outcome.arms.values())
+    return " or ".join(dict.fromkeys(recipe.tuned for recipe in recipes))
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:
