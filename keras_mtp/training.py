@@ -195,16 +195,6 @@ def _batches(stage: Stage, examples, recipe: Recipe) -> Batches:
     )
 
 
-def _losses(stage: Stage, model: MTPCausalLM) -> dict[str, LinearCrossEntropy]:
-    unembedding = model.backbone.token_embedding
-    return {
-        name: LinearCrossEntropy(
-            unembedding, trained=name == "head_1" and bool(unembedding.trainable_variables)
-        )
-        for name in stage.loss_weights
-    }
-
-
 def _probe(
     stage: Stage, batches: Batches, model: MTPCausalLM, recipe: Recipe, shared: int
 ) -> list[GradientProbe]:
@@ -220,11 +210,12 @@ def _probe(
         )
     # A view of its own: torch's fused blocks allow one backward pass per forward, and here every head has its own.
     view = model.training_view(shared_tokens=shared, detach=recipe.heads.detach, remat=recipe.training.remat)
-    return [GradientProbe(view, _losses(stage, model), batches, weights, recipe.training.probe_every)]
+    losses = head_losses(model.backbone.token_embedding, stage.loss_weights)
+    return [GradientProbe(view, losses, batches, weights, recipe.training.probe_every)]
 
 
 def _fit(stage: Stage, batches: Batches, model: MTPCausalLM, callbacks) -> None:
-    losses = _losses(stage, model)
+    losses = head_losses(model.backbone.token_embedding, stage.loss_weights)
     stage.view.compile(optimizer=stage.optimizer, loss=losses, loss_weights=stage.loss_weights)
     backend.build_for_fit(stage.view, dict.fromkeys(losses, stage.view.backbone.hidden_dim))
     stage.view.fit(
