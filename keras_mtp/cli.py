@@ -174,10 +174,10 @@ def recipe(
     if as_json:
         _print_json(result.to_json())
         return
-    from keras_mtp import report
+    from keras_mtp.report import page
 
-    click.echo(report.summary(result))
-    click.echo(f"The whole report: {folder / report.MARKDOWN}")
+    click.echo(page.summary(result))
+    click.echo(f"The whole report: {folder / run_folder.REPORT_PAGE}")
 
 
 @cli.command(short_help="List what can be run, or every field of a recipe.")

@@ -5,7 +5,7 @@
       metrics.csv                            a row per step, while the run goes on
       checkpoint/                            what was trained; there only once training is over
       held_out.csv, answers.jsonl            every item's loss, and what was said to it
-      curves.png, report.md                  what came of it
+      curves.png, gradients.png, report.md   what came of it
       report.json                            written last: the run is finished
       harness/                               what lm-eval's tasks gave, where they were asked
       .lock                                  while the run goes on
@@ -28,7 +28,7 @@ RECIPE, METRICS, CHECKPOINT, HELD_OUT, ANSWERS, REPORT = (
     "answers.jsonl",
     "report.json",
 )
-HARNESS = "harness"
+REPORT_PAGE, CURVES, GRADIENTS, HARNESS = "report.md", "curves.png", "gradients.png", "harness"
 LOCK = ".lock"
 
 

@@ -12,7 +12,8 @@ from keras_mtp.errors import UserError
 from keras_mtp.models.backbone import base_info
 from keras_mtp.models.from_recipe import model_from_recipe
 from keras_mtp.recipe import load_recipe, updated
-from keras_mtp.report import Report, summary
+from keras_mtp.report import Report
+from keras_mtp.report.page import summary
 from tests import tiny
 from tests.tiny_gguf import write_tiny_gguf
 from tests.tiny_run import recipe as _recipe

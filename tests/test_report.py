@@ -5,6 +5,7 @@ import json
 import pytest
 
 from keras_mtp import curves, report
+from keras_mtp.report import page
 
 pytestmark = pytest.mark.any_backend
 
@@ -84,7 +85,7 @@ def test_markdown_says_what_was_run_on_what(tmp_path):
 
 def test_markdown_says_which_model_it_was_and_what_its_licence_wants_shown():
     changes = {"model_revision": "abc123", "model_sha256": "f" * 64, "model_notice": "Built with Llama."}
-    text = report.markdown(example(model="org/name", model_licence="llama3.2", **changes))
+    text = page.markdown(example(model="org/name", model_licence="llama3.2", **changes))
     assert f"org/name, revision abc123, SHA-256 {'f' * 64}. Licence: llama3.2. Built with Llama." in text
 
 
@@ -96,10 +97,10 @@ def test_a_diverged_run_is_still_json(tmp_path):
 
 def test_share_has_its_wilson_interval():
     row = "| exact match on 48 test items | 0.0% (0.0% to 7.4%) | 25.0% (14.9% to 38.8%) |"
-    assert row in report.markdown(example())
+    assert row in page.markdown(example())
 
 
-@pytest.mark.parametrize("text", [report.markdown, report.summary])
+@pytest.mark.parametrize("text", [page.markdown, page.summary])
 def test_generated_problems_are_never_called_the_benchmark(text):
     caution = "not comparable with any published one"
     generated = " ".join(text(example()).split())
@@ -118,13 +119,13 @@ def test_data_of_the_users_own_are_called_that():
         truncated_examples=3,
         marked_examples=2,
     )
-    for text in (report.markdown(own), report.summary(own)):
+    for text in (page.markdown(own), page.summary(own)):
         flat = " ".join(text.split())
         assert "The data are my.jsonl: the score is not comparable with any published one" in flat
-    assert "Test split: 4 of the file's 40 examples\n" in report.markdown(own)
+    assert "Test split: 4 of the file's 40 examples\n" in page.markdown(own)
     assert (
         "12 training examples were skipped and 3 truncated for their length, 2 skipped for holding"
-        in report.markdown(own)
+        in page.markdown(own)
     )
 
 
@@ -156,7 +157,7 @@ def test_json_has_further_measures_and_sources_where_there_are_any():
 
 
 def test_markdown_has_further_measures_and_sources_where_there_are_any():
-    text = report.markdown(by_source())
+    text = page.markdown(by_source())
     assert (
         "| token F1 on 48 test items | 25.0% (" in text and "| exact match on 48 test items | 12.5% (" in text
     )
@@ -164,18 +165,18 @@ def test_markdown_has_further_measures_and_sources_where_there_are_any():
     assert "| source | examples | head_1 before | head_1 after | head_2 before | head_2 after |" in text
     assert "| cnn | 60 | 1.5000 | 0.9000 | 3.0000 | 1.8000 |\n| [/a\\|b] | 4 |" in text
     for words in ("by source", "passed over"):
-        assert words not in report.markdown(example())
+        assert words not in page.markdown(example())
 
 
 def test_summary_shows_the_sources_by_head_1():
-    lines = report.summary(by_source(heads=4)).splitlines()
+    lines = page.summary(by_source(heads=4)).splitlines()
     assert max(map(len, lines)) <= 100
     assert ["cnn", "60", "1.5000", "0.9000"] in [line.split() for line in lines]
     assert any(line.split()[0] == "[/a|b]" for line in lines if line)
 
 
 def test_summary_fits_a_terminal():
-    lines = report.summary(example(heads=3)).splitlines()
+    lines = page.summary(example(heads=3)).splitlines()
     assert max(map(len, lines)) <= 100
     assert any(line.split()[-2:] == ["1.5000", "0.9000"] for line in lines if "head_1: held-out loss" in line)
 
@@ -208,7 +209,7 @@ def test_plot_names_data_model_backend_and_seed(tmp_path):
 
 
 def test_heads_trained_alone_are_called_that():
-    assert "40 optimizer steps of the heads alone, seed 3" in report.markdown(example(heads_alone=True))
+    assert "40 optimizer steps of the heads alone, seed 3" in page.markdown(example(heads_alone=True))
     alone = [row | {"stage": "heads"} for row in rows() if row["stage"] == "joint"]
     (axis,) = curves.draw(alone, title="a", subtitle="b").axes  # head_1 stays as it is
     assert axis.get_title() == "heads alone, head_2"
@@ -222,7 +223,7 @@ def test_report_cannot_be_changed():
 def test_a_run_that_answered_nothing_has_no_score_to_show():
     nothing = report.TaskResult(metric="exact_match", value_before=float("nan"), value=float("nan"), n=0)
     unanswered = example(task=nothing)
-    assert "exact match" not in report.summary(unanswered) + report.markdown(unanswered)
+    assert "exact match" not in page.summary(unanswered) + page.markdown(unanswered)
     assert unanswered.to_json()["task"] == {
         "metric": "exact_match",
         "value_before": None,
