@@ -22,7 +22,7 @@ from keras_mtp import (
 )
 from keras_mtp.cli import cli
 from keras_mtp.data.encoding import encode_prompt
-from keras_mtp.export import saved_model
+from keras_mtp.export import check, saved_model
 from keras_mtp.export.in_graph import InGraph
 from keras_mtp.generation.generator import Generator
 from keras_mtp.models.backbone import base_info
@@ -206,6 +206,20 @@ def test_weights_that_are_not_the_models_are_found_and_nothing_is_left(done, tmp
     with pytest.raises(UserError, match=r"the logits of `serving_default/logits` are up to .* apart"):
         saved_model.export(model, tmp_path / "a" / "b", base=base)
     assert not list(tmp_path.iterdir())
+
+
+def test_tokens_that_part_are_refused_but_for_ties(done):
+    model, prompt = runs.load(done[0]), [5, 6, 7]
+    want = model.generate(prompt, max_new_tokens=4, stop_ids=[2])
+    assert len(want) == 4
+    for got in ([*want[:2], want[2] + 1, want[3]], want[:3]):  # another token; the end instead of one
+        with pytest.raises(
+            UserError, match=r"`generate` says .* where the model says .*, and that is no tie"
+        ):
+            check._is_tie(model, prompt, want, got, 1e-4)
+        assert check._is_tie(model, prompt, want, got, 1e4)
+    assert check._is_tie(model, prompt, want[:3], want, 1e4)  # here the model ends
+    assert not check._is_tie(model, prompt, want, list(want), 0.0)
 
 
 def test_runs_and_folders_that_are_refused(done, tmp_path):

@@ -124,15 +124,13 @@ def _is_tie(model: keras.Model, prompt: list[int], want: list[int], got: list[in
     """False where two answers are the same, True where they part at tokens that are equally likely; else refuses."""
     if want == got:
         return False
-    ends = model.tokenizer.eos_ids
-    place = next(
-        (i for i, (a, b) in enumerate(zip(want, got, strict=False)) if a != b), min(len(want), len(got))
-    )
-    both = [[answer[place]] if place < len(answer) else ends for answer in (want, got)]  # or it ended there
-    logits = ops.convert_to_numpy(
-        ops.cast(model(np.array([prompt + want[:place]]))["head_1"][0, -1], "float32")
-    )
-    apart = max(logits[both[0]]) - max(logits[list(both[1])])
+    pairs = enumerate(zip(want, got, strict=False))
+    place = next((i for i, (a, b) in pairs if a != b), min(len(want), len(got)))
+    logits = ops.cast(model(np.array([prompt + want[:place]]))["head_1"][0, -1], "float32")
+    # Where an answer has no further token, it said one that ends it.
+    said = [[answer[place]] if place < len(answer) else model.tokenizer.eos_ids for answer in (want, got)]
+    best, other = (max(ops.convert_to_numpy(logits)[list(tokens)]) for tokens in said)
+    apart = best - other
     if not apart <= allowed:
         _refuse(
             f"`generate` says {got[: place + 1]} where the model says {want[: place + 1]}, and that is no tie"
