@@ -1,4 +1,4 @@
-"""What a finished run is good for: load its model, judge it again, ask it. On any backend, whatever trained it."""
+"""What a finished run is good for: load its model, judge it again, ask it, export it. On any backend, whatever trained it."""
 
 import os
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ from keras_mtp.data.encoding import encode_all
 from keras_mtp.data.splits import places_by_source, split_held_out
 from keras_mtp.data.tokenizer import Tokenizer
 from keras_mtp.evaluation import HeadScore, judges
+from keras_mtp.export import saved_model
 from keras_mtp.generation.statistics import Statistics
 from keras_mtp.generation.text import Wish
 from keras_mtp.models.backbone import base_info
@@ -79,6 +80,13 @@ def generate(run: Path, prompt: str, **wish: Any) -> str:
 def answer(run: Path, prompt: str, **wish: Any) -> tuple[str, Statistics]:
     """As `generate`, with what it cost."""
     return load(run).answer(prompt, Wish(**wish))
+
+
+def export(run: Path, folder: Path) -> saved_model.Exported:
+    """Writes a finished run's model as a SavedModel, with the run's recipe; see `keras_mtp.export.saved_model.export`."""
+    recipe = load_recipe(require_run(run) / RECIPE)
+    model, _ = _restored(recipe, run)
+    return saved_model.export(model, folder, base=base_info(recipe.model.name), files=[run / RECIPE])
 
 
 def _restored(recipe: Recipe, run: Path) -> tuple[MTPCausalLM, Tokenizer]:

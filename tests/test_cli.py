@@ -13,7 +13,7 @@ from keras_mtp.errors import UserError
 from keras_mtp.recipe import documented_fields
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("recipe", "recipes", "study", "evaluate", "generate")
+COMMANDS = ("recipe", "recipes", "study", "evaluate", "generate", "export")
 
 
 def run(*arguments: str):

@@ -42,8 +42,8 @@ class Cache(NamedTuple):
 
     @property
     def slots(self) -> int:
-        """S."""
-        return self.trunk[0][0].shape[2]
+        """S; a tensor where a graph leaves it free."""
+        return ops.shape(self.trunk[0][0])[2]
 
     def padded(self, more: int) -> "Cache":
         """With so many more slots."""
@@ -119,7 +119,7 @@ class CachedForward:
 
     def _with_key_values(self, cache: Cache) -> Cache:
         """The prefix where it is keys and values: written as they are, the last block's for the heads too."""
-        batch_size = cache.trunk[0][0].shape[0]
+        batch_size = ops.shape(cache.trunk[0][0])[0]
         start = ops.zeros((batch_size,), "int32")
 
         def written(entry: Entry, place: int) -> Entry:
@@ -189,7 +189,7 @@ class CachedForward:
         rows = ops.reshape(states, (-1, states.shape[-1]))
         tied = self.backbone.token_embedding.tie_weights
         place = _largest(backend.matmul(rows, weights.drafts, transpose_b=tied))
-        return ops.reshape(ops.take(self.draft_ids, place), states.shape[:2])
+        return ops.reshape(ops.take(self.draft_ids, place), ops.shape(states)[:2])
 
     def _draft_unembedding(self):
         embedding = self.backbone.token_embedding

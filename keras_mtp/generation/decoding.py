@@ -48,17 +48,23 @@ class Decoding:
         heads: draft with the model's heads; without, K = 1.
         width: R, at least K.
         choose: what the model says, given its logits.
+        compiled: make each of the passes a program. False leaves them to the graph of whoever calls them, TensorFlow's for
+            an export, in which the batch and the cache may have free sizes.
     """
 
-    def __init__(self, model: keras.Model, *, heads: bool, width: int, choose: Choose):
+    def __init__(self, model: keras.Model, *, heads: bool, width: int, choose: Choose, compiled: bool = True):
         self.forward = CachedForward(model, heads=heads)
         self.said_per_pass, self.width, self.choose = 1 + len(self.forward.heads), width, choose
         # Slots from a row's `at` on that a pass may touch: R tokens and what they say; or K, and K - 1 drafts behind the last.
         self.reach = max(width + 1, 2 * self.said_per_pass)
-        self.prefill = backend.compiled(self._prefill, self.forward.variables, xla=True)
-        self.first = backend.compiled(self._first, self.forward.variables, xla=True)
-        self.passes = backend.compiled(self._passes, self.forward.variables, xla=True)
-        self.read_prefix = backend.compiled(self.forward.read_prefix, self.forward.variables, xla=True)
+
+        def program(function: Callable) -> Callable:
+            return backend.compiled(function, self.forward.variables, xla=True) if compiled else function
+
+        self.prefill = program(self._prefill)
+        self.first = program(self._first)
+        self.passes = program(self._passes)
+        self.read_prefix = program(self.forward.read_prefix)
 
     def _prefill(self, ids, done, lengths, state, cache: Cache):
         """Reads `PREFILL` tokens of every prompt, from the `done`-th on.
@@ -104,11 +110,11 @@ class Decoding:
     def _pass(self, weights: Weights, stop_ids, uniforms, rows: Rows, cache: Cache):
         token_ids = at_slots(rows.ids, rows.at, self.width)[:, :, 0]
         states, cache = self.forward.step(weights, token_ids, rows.at, cache)
-        batch_size, width, size = states.shape
-        logits = self.forward.logits(ops.reshape(states, (batch_size * width, size)))
+        width, size = states.shape[1:]
+        logits = self.forward.logits(ops.reshape(states, (-1, size)))
         # All R are chosen, then cut, for the same reason for which R are computed.
         said = self.choose(
-            ops.reshape(logits, (batch_size, width, -1)), at_slots(uniforms, rows.at + 1, width)
+            ops.reshape(logits, (-1, width, logits.shape[-1])), at_slots(uniforms, rows.at + 1, width)
         )
         said, drafts = said[:, : self.said_per_pass], token_ids[:, 1 : self.said_per_pass]
         rows = self._advanced(rows, said, agreeing(drafts, said), stop_ids)

@@ -13,6 +13,7 @@ from keras_mtp.generation.sampling import GREEDY, Sampling
 from keras_mtp.generation.statistics import Statistics
 
 TRIAL = 32  # passes after which drafts must have paid
+STRETCH = 16  # passes between two looks at what they gave
 PAYS = 1.3  # tokens per pass: what running the heads and their unembedding costs, and a little
 
 
@@ -93,7 +94,7 @@ class Generator:
         *,
         pad_to: int | None = None,
         on_tokens: OnTokens | None = None,
-        passes: int = 16,
+        passes: int = STRETCH,
     ) -> Answers:
         """As a call, with what it cost.
 

@@ -1,0 +1,157 @@
+"""Generation as one TensorFlow graph, batch and lengths free: what a server runs in place of `Generator` and `Batch`.
+
+    token_ids, lengths    read the prefix, then the prompts, PREFILL tokens a time     -> the first token
+                          passes with drafts, STRETCH at a time, while they pay
+                          passes without, until every answer has ended                 -> tokens, lengths, accepted
+
+The passes are `Decoding`'s own, traced into this graph: the tokens are those of `MTPCausalLM.generate(speculate=True)`.
+Other than there the cache has room for all of `max_new_tokens` from the start, and XLA compiles nothing, since it would
+compile again for every size and TensorFlow Serving often lacks it.
+
+B rows, T tokens of the longest prompt, P prefix places, K = 1 + number of heads.
+"""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_mtp import backend
+from keras_mtp.generation.attention import CHUNK
+from keras_mtp.generation.batch import FOREVER
+from keras_mtp.generation.decoding import PREFILL, Decoding, Rows
+from keras_mtp.generation.fixed_shape import BLOCK, fixed_shape
+from keras_mtp.generation.generator import PAYS, STRETCH, TRIAL
+from keras_mtp.generation.sampling import GREEDY
+
+NO_TOKEN = -1  # behind the end of an answer
+
+
+class InGraph:
+    """Answers batches of prompts inside a `tf.function`.
+
+    Args:
+        model: an `MTPCausalLM`, its weights as they are now.
+    """
+
+    def __init__(self, model: keras.Model):
+        self.backbone, self.has_heads = model.backbone, bool(model.heads)
+        # With one row this many tokens per row are a fixed shape; so they are with as many rows as `_rows` says.
+        width = fixed_shape(1, 1 + len(model.heads))[1] if self.has_heads else 1
+        self.drafting, self.plain = (
+            Decoding(model, heads=heads, width=width, choose=GREEDY.choose, compiled=False)
+            for heads in (self.has_heads, False)
+        )
+        self.plain.forward.merged = self.drafting.forward.merged  # once is enough
+        self.drafting.forward.merged.make()
+        self.variables = self.drafting.forward.variables
+
+    def generate(self, token_ids, lengths, max_new_tokens, stop_ids) -> dict[str, Any]:
+        """The likeliest continuations.
+
+        Args:
+            token_ids: int32 (B, T), padded on the right with whatever.
+            lengths: int32 (B,), 1 to T, of the prompts.
+            max_new_tokens: int32 scalar, longest answer. stop_ids: int32 (S,), which end an answer; may be none.
+
+        Returns:
+            `tokens`: int32 (B, M), the answers without their stop token, M the longest's length; `NO_TOKEN` behind an end.
+            `lengths`: int32 (B,), of the answers. `accepted`: int32 (K,), at n the passes (of one row) in which n drafts
+            were kept; tokens a pass are `sum((n + 1) * accepted) / sum(accepted)`.
+        """
+        tf = backend.tensorflow()
+        count, prefix = tf.shape(token_ids)[0], self.drafting.forward.prefix_length
+        token_ids = self._checked(token_ids, lengths)
+        max_new_tokens = tf.maximum(max_new_tokens, 0)
+        more = self._rows(count) - count  # copies of nothing, which say nothing
+        width = _up(tf.shape(token_ids)[1], PREFILL)
+        slots = _up(prefix + width + max_new_tokens + self.drafting.reach, CHUNK)
+        behind = slots - prefix - tf.shape(token_ids)[1]
+        lengths = tf.pad(lengths, [[0, more]], constant_values=1)
+        rows = Rows(
+            ids=tf.pad(token_ids, [[0, more], [prefix, behind]])[:, :, None],
+            at=prefix + lengths - 1,
+            room=tf.pad(tf.fill([count], max_new_tokens), [[0, more]]),
+            histogram=tf.zeros([1 + self.drafting.said_per_pass], "int32"),
+        )
+        rows = self._answered(rows, lengths, stop_ids)
+        return _answers(rows, prefix + lengths, count, stop_ids, self.drafting.said_per_pass)
+
+    def _answered(self, rows: Rows, lengths, stop_ids) -> Rows:
+        """All of `Generator.answer`'s loop."""
+        tf = backend.tensorflow()
+        drafting, size = self.drafting, tf.shape(rows.ids)
+        uniforms = tf.zeros(size[:2])  # greedy: nobody reads them
+        cache = drafting.read_prefix(drafting.forward.empty_cache(size[0], size[1]))
+        state = ops.zeros((size[0], 1, self.backbone.hidden_dim), self.backbone.compute_dtype)
+
+        def read(done, state, cache):
+            return done + PREFILL, *drafting.prefill(rows.ids, done, lengths, state, cache)
+
+        longest = tf.reduce_max(lengths)
+        _, state, cache = tf.while_loop(lambda done, *_: done < longest, read, (0, state, cache))
+        rows, cache = drafting.first(state, stop_ids, uniforms, rows, cache)
+        if self.has_heads:
+
+            def paying(rows, cache):
+                return tf.logical_and(tf.reduce_any(rows.room > 0), _pays(rows.histogram[1:]))
+
+            rows, cache = tf.while_loop(
+                paying,
+                lambda rows, cache: drafting.passes(STRETCH, stop_ids, uniforms, rows, cache),
+                (rows, cache),
+            )
+        cache = cache._replace(heads=[], reads={})
+        return self.plain.passes(FOREVER, stop_ids, uniforms, rows, cache)[0]
+
+    def _checked(self, token_ids, lengths):
+        """`token_ids`, 0 in place of padding."""
+        tf = backend.tensorflow()
+        longest, vocabulary = tf.shape(token_ids)[1], self.backbone.vocabulary_size
+        token_ids = tf.where(tf.range(longest) < lengths[:, None], token_ids, 0)
+        within = (tf.reduce_all(lengths >= 1), tf.reduce_all(lengths <= longest))
+        known = (tf.reduce_all(token_ids >= 0), tf.reduce_all(token_ids < vocabulary))
+        checks = [
+            tf.debugging.Assert(
+                tf.logical_and(*within), ["`lengths` must be 1 to the width of `token_ids`."]
+            ),
+            tf.debugging.Assert(tf.logical_and(*known), [f"`token_ids` must be 0 to {vocabulary - 1}."]),
+        ]
+        with tf.control_dependencies(checks):  # before anything else stumbles over them
+            return tf.identity(token_ids)
+
+    def _rows(self, count):
+        """How many rows the batch is padded to, as by `fixed_shape`."""
+        tf = backend.tensorflow()
+        if not self.has_heads:
+            return count
+        few = tf.where(count <= 1, 1, tf.where(count <= 2, 2, 4))
+        return tf.where(count <= 4, few, _up(count, BLOCK))
+
+
+def _answers(rows: Rows, starts, count, stop_ids, said_per_pass: int) -> dict[str, Any]:
+    """What `InGraph.generate` returns; `starts`: int32 (B,), the slots of the first new tokens."""
+    tf = backend.tensorflow()
+    ids, starts, at = rows.ids[:count, :, 0], starts[:count], rows.at[:count]
+    last = tf.gather(ids, at, batch_dims=1)
+    stopped = tf.reduce_any(last[:, None] == stop_ids, axis=1) & (at >= starts)
+    lengths = at + 1 - starts - tf.cast(stopped, "int32")
+    places = tf.range(tf.maximum(tf.reduce_max(lengths), 0))
+    tokens = tf.gather(ids, tf.minimum(starts[:, None] + places, tf.shape(ids)[1] - 1), batch_dims=1)
+    return {
+        "tokens": tf.where(places < lengths[:, None], tokens, NO_TOKEN),
+        "lengths": lengths,
+        "accepted": rows.histogram[1 : 1 + said_per_pass],
+    }
+
+
+def _pays(accepted):
+    """`generator.py`'s rule, on the passes (K,) by the number of drafts that were kept."""
+    tf = backend.tensorflow()
+    passes = tf.reduce_sum(accepted)
+    tokens = tf.reduce_sum(accepted * tf.range(1, accepted.shape[0] + 1))
+    return tf.logical_or(passes < TRIAL, tf.cast(tokens, "float32") >= PAYS * tf.cast(passes, "float32"))
+
+
+def _up(size, multiple: int):
+    return -(-size // multiple) * multiple

@@ -1,0 +1,132 @@
+"""A TensorFlow SavedModel of a finished run: for TensorFlow Serving, or any program with TensorFlow and without Keras.
+
+    serving_default    token_ids                                      -> logits of head_1
+    heads              token_ids                                      -> logits of every head
+    generate           token_ids, lengths, max_new_tokens, stop_ids   -> tokens, lengths, accepted
+
+Written beside where it is to be, compared with the model (`check.py`), and only then given its name.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_mtp import __version__, backend
+from keras_mtp.data.tokenizer import Tokenizer
+from keras_mtp.errors import UserError
+from keras_mtp.export.check import Checked, check
+from keras_mtp.export.folder import made_whole
+from keras_mtp.export.in_graph import InGraph
+from keras_mtp.export.page import page
+from keras_mtp.models.backbone import BaseInfo
+from keras_mtp.models.licence import write_licence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What was written.
+
+    Args:
+        folder: where. signatures: what it can be asked. megabytes: of all files, in 10^6 bytes. checked: how it compares with
+            the model.
+    """
+
+    folder: Path
+    signatures: tuple[str, ...]
+    megabytes: float
+    checked: Checked
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, the folder as text."""
+        return asdict(self) | {"folder": str(self.folder)}
+
+    def summary(self) -> str:
+        """Two lines for a reader."""
+        checked = self.checked
+        ties = f", {checked.ties} of them a tie that went the other way" if checked.ties else ""
+        return (
+            f"Exported to {self.folder}: {', '.join(self.signatures)}; {self.megabytes:.0f} MB. README.md there says how to ask it.\n"
+            f"Read back without Keras: {checked.tokens} tokens of {checked.answers} answers as the model's own{ties}, logits within "
+            f"{checked.logits_differ_by:.1g}."
+        )
+
+
+def export(model: keras.Model, folder: Path, *, base: BaseInfo, files: Sequence[Path] = ()) -> Exported:
+    """Writes a SavedModel, its tokenizer, its licence and a page on how to ask it.
+
+    Args:
+        model: an `MTPCausalLM` with its tokenizer; Keras runs on TensorFlow.
+        folder: to be made; must not exist.
+        base: the pretrained model under it. files: to be copied into the folder, such as the run's recipe.
+
+    Raises:
+        UserError: the folder exists, Keras runs on another backend, or what was written does not compute what the model
+            does. Nothing is left behind then.
+    """
+    if keras.config.backend() != "tensorflow":
+        raise UserError(
+            f"A SavedModel is written by TensorFlow. Keras runs on {keras.config.backend()}. Set KERAS_BACKEND=tensorflow; "
+            "the run may be of any backend."
+        )
+    with made_whole(folder) as temporary:
+        signatures = _write(model, temporary)
+        checked = check(model, temporary)
+        _write_tokenizer(model.tokenizer, temporary)
+        write_licence(temporary, base)
+        (temporary / "README.md").write_text(page(model, base, __version__), encoding="utf-8")
+        for file in files:
+            shutil.copyfile(file, temporary / file.name)
+        size = sum(path.stat().st_size for path in temporary.rglob("*") if path.is_file())
+    return Exported(folder=folder, signatures=signatures, megabytes=size / 1e6, checked=checked)
+
+
+def _write(model: keras.Model, folder: Path) -> tuple[str, ...]:
+    """The SavedModel itself; gives the names of its signatures."""
+    tf = backend.tensorflow()
+    in_graph = InGraph(model)
+
+    def heads(token_ids):
+        return {name: ops.cast(logits, "float32") for name, logits in model(token_ids).items()}
+
+    def spec(name, *shape):
+        return tf.TensorSpec(shape, "int32", name)
+
+    token_ids, lengths = spec("token_ids", None, None), spec("lengths", None)
+    asked = {
+        "serving_default": (lambda token_ids: {"logits": heads(token_ids)["head_1"]}, [token_ids]),
+        "heads": (heads, [token_ids]),
+        "generate": (
+            in_graph.generate,
+            [token_ids, lengths, spec("max_new_tokens"), spec("stop_ids", None)],
+        ),
+    }
+    module = tf.Module()
+    module.kept = [variable.value for variable in in_graph.variables]
+    module.functions = {
+        name: tf.function(function, autograph=False, input_signature=inputs)
+        for name, (function, inputs) in asked.items()
+    }
+    signatures = {name: function.get_concrete_function() for name, function in module.functions.items()}
+    tf.saved_model.save(module, str(folder), signatures=signatures)
+    return tuple(asked)
+
+
+def _write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """In Hugging Face's files, so that `AutoTokenizer.from_pretrained` reads it too."""
+    (folder / "tokenizer.json").write_text(tokenizer.backend.to_str(pretty=True), encoding="utf-8")
+    ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id, "unk": tokenizer.unk_id}
+    texts = {f"{name}_token": tokenizer.backend.id_to_token(i) for name, i in ids.items() if i is not None}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": tokenizer.add_bos} | texts
+    for name, content in (
+        ("tokenizer_config.json", config),
+        ("generation_config.json", {"eos_token_id": list(tokenizer.eos_ids)}),
+    ):
+        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if tokenizer.chat_template is not None:
+        (folder / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")
