@@ -102,8 +102,14 @@ def test_few_new_tokens_no_stop_ids_and_empty_answers(graph):
     assert _ask(graph, RAGGED[:1], longest=5, stop_ids=whole[0][:1])[0] == [[]]
 
 
-@pytest.mark.parametrize("options", [{}, {"prefix_kind": "key_values", "prefix_length": 2}, {"lora_rank": 2}])
-@pytest.mark.parametrize("heads", [[], [LinearHead]])
+@pytest.mark.parametrize(
+    ("options", "heads"),
+    [
+        ({}, []),
+        ({"prefix_kind": "key_values", "prefix_length": 2}, [LinearHead]),
+        ({"lora_rank": 2}, [LinearHead]),
+    ],
+)
 def test_tokens_of_other_models(options, heads):
     model = MTPCausalLM(tiny.backbone(num_layers=2), heads=[head() for head in heads], **options)
     rng = np.random.default_rng(3)
