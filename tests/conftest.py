@@ -1,10 +1,7 @@
 """Each test process runs on one backend, KERAS_BACKEND; it is chosen here, before a test imports Keras."""
 
-import gc
 import os
 from pathlib import Path
-
-import pytest
 
 from keras_mtp import backend
 
@@ -15,13 +12,3 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 backend.select()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def memory_given_back():
-    """What a file leaves goes back: Python seldom looks for cycles among so many objects, and TensorFlow's graphs are some.
-
-    Two processes grew to 12 GB each without it.
-    """
-    yield
-    gc.collect()
