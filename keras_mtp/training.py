@@ -31,7 +31,7 @@ from keras_mtp.losses import LinearCrossEntropy
 from keras_mtp.metrics import MetricsLog
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
 from keras_mtp.models.training_view import TrainingView
-from keras_mtp.models.tuned_weights import train_only
+from keras_mtp.models.tuned_weights import train_only, tuned_variables
 from keras_mtp.probes import GradientProbe
 from keras_mtp.recipe import Recipe
 
@@ -201,8 +201,7 @@ def _probe(
     """The probe of the joint stage, if the recipe wants one."""
     if not recipe.training.probe_every:
         return []
-    of_heads = {id(v) for head in model.heads for v in head.variables}
-    weights = [v for v in model.trainable_variables if id(v) not in of_heads]
+    weights = list(tuned_variables(model).values())
     if not weights:
         raise UserError(
             "`training.probe_every` must be 0 where only heads are trained: it measures what the heads ask of the weights "

@@ -85,9 +85,8 @@ class Batch:
         )
 
     def continue_plainly(self, decoding: Decoding) -> None:
-        """Goes on without the heads."""
+        """Goes on without the heads, with the same merged kernels."""
         self.decoding = decoding
-        decoding.forward.merged.make()
         self.cache = self.cache._replace(heads=[], reads={})
 
     def end(self, rows: Collection[int]) -> None:

@@ -70,16 +70,17 @@ class CachedForward:
     Args:
         model: the `MTPCausalLM`.
         heads: whether the far heads are run too.
+        merged: kernels with LoRA in them, to be shared with other ways of running the model; made if None.
     """
 
-    def __init__(self, model: keras.Model, *, heads: bool = False):
+    def __init__(self, model: keras.Model, *, heads: bool = False, merged: MergedKernels | None = None):
         self.backbone = model.backbone
         self.prefix_embedding = model.prefix_embedding
         self.prefix_key_values = model.prefix_key_values
         self.prefix_length = model.prefix_length
         # Slots before it hold keys and values that no pass may write again.
         self.first_slot = 0 if model.prefix_key_values is None else model.prefix_length
-        self.merged = MergedKernels(model.lora)
+        self.merged = merged or MergedKernels(model.lora)
         self.variables = [*model.variables, *self.merged.variables]
         self.heads = list(model.heads) if heads else []
         self.head_blocks = [_blocks_of(head, self.backbone.hidden_dim) for head in self.heads]

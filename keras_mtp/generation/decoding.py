@@ -18,6 +18,7 @@ from keras_mtp import backend
 from keras_mtp.generation.acceptance import agreeing, yielded
 from keras_mtp.generation.cached_forward import Cache, CachedForward, Weights, at_slots
 from keras_mtp.generation.drafting import drafted
+from keras_mtp.generation.merged_kernels import MergedKernels
 
 PREFILL = 64  # tokens of a prompt read in one pass
 
@@ -50,10 +51,20 @@ class Decoding:
         choose: what the model says, given its logits.
         compiled: make each of the passes a program. False leaves them to the graph of whoever calls them, TensorFlow's for
             an export, in which the batch and the cache may have free sizes.
+        merged: as for `CachedForward`.
     """
 
-    def __init__(self, model: keras.Model, *, heads: bool, width: int, choose: Choose, compiled: bool = True):
-        self.forward = CachedForward(model, heads=heads)
+    def __init__(
+        self,
+        model: keras.Model,
+        *,
+        heads: bool,
+        width: int,
+        choose: Choose,
+        compiled: bool = True,
+        merged: MergedKernels | None = None,
+    ):
+        self.forward = CachedForward(model, heads=heads, merged=merged)
         self.said_per_pass, self.width, self.choose = 1 + len(self.forward.heads), width, choose
         # Slots from a row's `at` on that a pass may touch: R tokens and what they say; or K, and K - 1 drafts behind the last.
         self.reach = max(width + 1, 2 * self.said_per_pass)

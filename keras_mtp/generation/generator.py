@@ -9,6 +9,7 @@ import numpy as np
 from keras_mtp.generation.batch import Batch, OnTokens
 from keras_mtp.generation.decoding import Decoding
 from keras_mtp.generation.fixed_shape import fixed_shape
+from keras_mtp.generation.merged_kernels import MergedKernels
 from keras_mtp.generation.sampling import GREEDY, Sampling
 from keras_mtp.generation.statistics import Statistics
 
@@ -74,6 +75,7 @@ class Generator:
         self.exact = exact or self.speculate
         self.sampling = sampling
         self.rows = rows
+        self._merged = MergedKernels(model.lora)
         self._decodings: dict[tuple[bool, int], Decoding] = {}
 
     def __call__(self, prompts: Sequence[Sequence[int]], pad_to: int | None = None) -> list[list[int]]:
@@ -127,7 +129,8 @@ class Generator:
                 told = [len(row) for row in tokens]
             if not batch.running:
                 break
-            if speculating and not _pays(batch.statistics(speculated=True)):
+            so_far = batch.statistics(speculated=True)
+            if speculating and not pays(so_far.passes, so_far.tokens_per_pass):
                 batch.continue_plainly(self._decoding(False, width))
                 speculating = False
             batch.run(passes if on_tokens or speculating else None)
@@ -136,9 +139,12 @@ class Generator:
     def _decoding(self, heads: bool, width: int) -> Decoding:
         key = heads, width
         if key not in self._decodings:
-            self._decodings[key] = Decoding(self.model, heads=heads, width=width, choose=self.sampling.choose)
+            self._decodings[key] = Decoding(
+                self.model, heads=heads, width=width, choose=self.sampling.choose, merged=self._merged
+            )
         return self._decodings[key]
 
 
-def _pays(statistics: Statistics) -> bool:
-    return statistics.passes < TRIAL or statistics.tokens_per_pass >= PAYS
+def pays(passes, tokens_per_pass):
+    """Whether drafts are to go on, by what they gave: numbers, or tensors of a graph."""
+    return (passes < TRIAL) | (tokens_per_pass >= PAYS)
