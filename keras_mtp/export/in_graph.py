@@ -21,7 +21,8 @@ from keras_mtp.generation.attention import CHUNK
 from keras_mtp.generation.batch import FOREVER
 from keras_mtp.generation.decoding import PREFILL, Decoding, Rows
 from keras_mtp.generation.fixed_shape import BLOCK, fixed_shape
-from keras_mtp.generation.generator import PAYS, STRETCH, TRIAL
+from keras_mtp.generation.generator import STRETCH, pays
+from keras_mtp.generation.merged_kernels import MergedKernels
 from keras_mtp.generation.sampling import GREEDY
 
 NO_TOKEN = -1  # behind the end of an answer
@@ -38,12 +39,11 @@ class InGraph:
         self.backbone, self.has_heads = model.backbone, bool(model.heads)
         # With one row this many tokens per row are a fixed shape; so they are with as many rows as `_rows` says.
         width = fixed_shape(1, 1 + len(model.heads))[1] if self.has_heads else 1
+        merged = MergedKernels(model.lora)
         self.drafting, self.plain = (
-            Decoding(model, heads=heads, width=width, choose=GREEDY.choose, compiled=False)
+            Decoding(model, heads=heads, width=width, choose=GREEDY.choose, compiled=False, merged=merged)
             for heads in (self.has_heads, False)
         )
-        self.plain.forward.merged = self.drafting.forward.merged  # once is enough
-        self.drafting.forward.merged.make()
         self.variables = self.drafting.forward.variables
 
     def generate(self, token_ids, lengths, max_new_tokens, stop_ids) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class InGraph:
         if self.has_heads:
 
             def paying(rows, cache):
-                return tf.logical_and(tf.reduce_any(rows.room > 0), _pays(rows.histogram[1:]))
+                return tf.logical_and(tf.reduce_any(rows.room > 0), _pay(rows.histogram[1:]))
 
             rows, cache = tf.while_loop(
                 paying,
@@ -145,12 +145,12 @@ def _answers(rows: Rows, starts, count, stop_ids, said_per_pass: int) -> dict[st
     }
 
 
-def _pays(accepted):
-    """`generator.py`'s rule, on the passes (K,) by the number of drafts that were kept."""
+def _pay(accepted):
+    """Whether drafts are to go on, by the passes (K,) in which so many were kept."""
     tf = backend.tensorflow()
     passes = tf.reduce_sum(accepted)
     tokens = tf.reduce_sum(accepted * tf.range(1, accepted.shape[0] + 1))
-    return tf.logical_or(passes < TRIAL, tf.cast(tokens, "float32") >= PAYS * tf.cast(passes, "float32"))
+    return pays(passes, tokens / tf.maximum(passes, 1))
 
 
 def _up(size, multiple: int):
