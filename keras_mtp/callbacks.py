@@ -3,11 +3,13 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_mtp.data.batches import Batches
+from keras_mtp.errors import Diverged
 from keras_mtp.evaluation import HeldOutEvaluation
 from keras_mtp.metrics import MetricsLog
 
@@ -18,6 +20,11 @@ class StepLog(keras.callbacks.Callback):
     Args:
         log: where to write. stage: "warmup", "joint" or "heads". batches: what the stage is fed.
         probe: called with a step's number before the step is made, for further values of its row, see `GradientProbe`.
+        done: optimizer steps of the stage that were made before.
+        stop_if_diverged: whether a loss that is no finite number ends the run.
+
+    Raises:
+        Diverged: it was none.
     """
 
     def __init__(
@@ -26,10 +33,14 @@ class StepLog(keras.callbacks.Callback):
         stage: str,
         batches: Batches,
         probe: Callable[[int], Mapping[str, float]] = lambda step: {},
+        *,
+        done: int = 0,
+        stop_if_diverged: bool = False,
     ):
         super().__init__()
         self.log, self.stage, self.batches, self.probe = log, stage, batches, probe
-        self.micro_batches = 0
+        self.micro_batches = done * batches.accumulation
+        self.stop_if_diverged = stop_if_diverged
 
     def on_train_batch_begin(self, batch, logs=None):
         if self.micro_batches % self.batches.accumulation == 0:
@@ -43,15 +54,18 @@ class StepLog(keras.callbacks.Callback):
             return
         step = self.micro_batches // self.batches.accumulation
         losses = _losses_by_head(logs, self.batches.heads)
-        losses = {f"{name}_loss": loss / self.batches.weight(name, step - 1) for name, loss in losses.items()}
+        losses = {name: loss / self.batches.weight(name, step - 1) for name, loss in losses.items()}
         seconds = time.monotonic() - self.begun
         self.log.step(
             self.stage,
             step,
             tokens_per_second=round(self.batches.real_tokens(step - 1) / seconds, 1),
-            **losses,
+            **{f"{name}_loss": loss for name, loss in losses.items()},
             **self.probed,
         )
+        if self.stop_if_diverged and not all(map(math.isfinite, losses.values())):
+            examples = [self.batches.examples[i].id for i in self.batches.step_examples(step - 1)]
+            raise Diverged(stage=self.stage, step=step, losses=losses, examples=examples)
         if step == self.batches.steps:
             # The last epoch may be shorter than the others; Keras would warn that the data ran out.
             self.model.stop_training = True
@@ -88,16 +102,23 @@ class Plateau(keras.callbacks.Callback):
         self.log, self.heads, self.patience = log, heads, patience
         self.loss, self.waited = math.inf, 0
 
+        for row in log.rows:  # of before the run was cut off
+            if row["stage"] == "warmup" and _evaluated(row):
+                self._look(row)
+
     def on_epoch_end(self, epoch, logs=None):
         row = self.log.latest
         assert row is not None, "an evaluation belongs to a step"
+        self._look(row)
+        if self.waited >= self.patience:
+            self.model.stop_training = True
+
+    def _look(self, row: Mapping[str, float]) -> None:
         loss = sum(row[f"held_out_{name}_loss"] for name in self.heads)
         if loss < (1 - self.FALL) * self.loss:
             self.loss, self.waited = loss, 0
-            return
-        self.waited += 1
-        if self.waited >= self.patience:
-            self.model.stop_training = True
+        else:
+            self.waited += 1
 
 
 class BestHeldOut(keras.callbacks.Callback):
@@ -113,26 +134,42 @@ class BestHeldOut(keras.callbacks.Callback):
         patience: evaluations in a row without a new lowest loss after which training stops; 0 for never.
 
     Attributes:
-        step: the optimizer step of the lowest loss.
+        step: the optimizer step of the lowest loss. values: what was remembered there, in the order of the variables.
     """
 
     def __init__(self, log: MetricsLog, variables: Sequence[keras.Variable], patience: int):
         super().__init__()
         self.log, self.variables, self.patience = log, variables, patience
         self.step, self.loss, self.waited = 0, math.inf, 0
-        self._values: list[np.ndarray] | None = None
+        self.values: Sequence[np.ndarray] = ()
+        self._looked = False
 
     def look(self) -> None:
         """Takes note of the evaluation just made; call it once before training."""
         row = self.log.latest
         assert row is not None, "an evaluation belongs to a step"
+        if self._is_best(row):
+            # A copy: the backends train on in the memory that `convert_to_numpy` shows.
+            self.values = [np.array(keras.ops.convert_to_numpy(v.value)) for v in self.variables]
+
+    def remember(self, rows: Sequence[Mapping[str, Any]], values: Sequence[np.ndarray]) -> None:
+        """Goes on after a run was cut off.
+
+        Args:
+            rows: the record of the stage so far. values: what was remembered, in the order of the variables.
+        """
+        self.values = values
+        for row in filter(_evaluated, rows):
+            self._is_best(row)
+
+    def _is_best(self, row: Mapping[str, Any]) -> bool:
         loss = row["held_out_head_1_loss"]
-        if self._values is not None and not loss < self.loss:  # also if it is no number
+        if self._looked and not loss < self.loss:  # also if it is no number
             self.waited += 1
-            return
+            return False
+        self._looked = True
         self.step, self.loss, self.waited = row["step"], loss if math.isfinite(loss) else math.inf, 0
-        # A copy: the backends train on in the memory that `convert_to_numpy` shows.
-        self._values = [np.array(keras.ops.convert_to_numpy(v.value)) for v in self.variables]
+        return True
 
     def on_epoch_end(self, epoch, logs=None):
         model = self.model  # on JAX this syncs the variables, which are stale during an epoch
@@ -142,8 +179,12 @@ class BestHeldOut(keras.callbacks.Callback):
 
     def restore(self) -> None:
         """Puts the remembered weights back, once `fit` has returned."""
-        for variable, value in zip(self.variables, self._values or (), strict=True):
+        for variable, value in zip(self.variables, self.values, strict=True):
             variable.assign(value)
+
+
+def _evaluated(row: Mapping[str, Any]) -> bool:
+    return "held_out_head_1_loss" in row
 
 
 def _losses_by_head(logs: dict, heads: tuple[str, ...]) -> dict[str, float]:

@@ -4,25 +4,24 @@
       trained.safetensors     prefix, LoRA or the whole trunk, as the run's method says, and the heads, by names that no
                               backend decides; and the token ids that drafts are chosen among
       optimizer.safetensors   the optimizer of the last stage
-      checkpoint.json         format, base model and its hash, steps done, SHA-256 of the two files
+      checkpoint.json         format, base model and its hash, steps done, SHA-256 of every other file and of its own text
 
 The base model is not in it, only its name and hash: megabytes, not gigabytes, unless all of it was trained. Weights are neutral: a checkpoint written
-on one backend is read on the others.
+on one backend is read on the others. A snapshot (snapshots.py) is a checkpoint with further files, for training to go on from.
 """
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, get_origin
+from typing import TYPE_CHECKING, Any, get_origin
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
+from keras_mtp import disk
 from keras_mtp.errors import UserError
 from keras_mtp.models.backbone import BaseInfo
 from keras_mtp.models.tuned_weights import OWNERS, named, tuned_variables
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
     from keras_mtp.models.mtp_causal_lm import MTPCausalLM
 
-FORMAT = 1
+FORMAT = 2
 TRAINED, OPTIMIZER, MANIFEST = "trained.safetensors", "optimizer.safetensors", "checkpoint.json"
 DRAFTS = "draft_vocabulary"  # its name in TRAINED
 
@@ -46,7 +45,7 @@ class Manifest:
         base: name of the base model. base_sha256: hash of its file.
         steps: optimizer steps of the last stage that the weights have seen.
         files: SHA-256 by file name.
-        attached: which state of the trunk each head reads, by head; empty in older files, whose heads are at their default.
+        attached: which state of the trunk each head reads, by head.
 
     Raises:
         TypeError: a value of another type than it is declared with.
@@ -57,13 +56,48 @@ class Manifest:
     base_sha256: str
     steps: int
     files: dict[str, str]
-    attached: dict[str, str] = field(default_factory=dict)
+    attached: dict[str, str]
 
     def __post_init__(self) -> None:
         for spec in fields(self):
             value = getattr(self, spec.name)
             if type(value) is not (get_origin(spec.type) or spec.type):
                 raise TypeError(f"`{spec.name}` is a {type(value).__name__}")
+
+    @property
+    def text(self) -> bytes:
+        """The file, every byte of it: where it is another, something happened to it."""
+        content = asdict(self)
+        digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        return (json.dumps(content | {"sha256": digest}, indent=2) + "\n").encode()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Content:
+    """A checkpoint in memory: copies, so that training may go on while they are written.
+
+    Args:
+        arrays: by file name and tensor name. attached: see `Manifest`.
+    """
+
+    arrays: dict[str, dict[str, np.ndarray]]
+    attached: dict[str, str]
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether every number in it is one."""
+        return all(np.isfinite(a).all() for file in self.arrays.values() for a in file.values())
+
+
+def content(model: "MTPCausalLM", optimizer_variables: Iterable["keras.Variable"]) -> Content:
+    """A copy of what a model's training has made so far: what its method trains, its heads, the optimizer's state."""
+    return Content(
+        arrays={
+            TRAINED: copies(trained_variables(model)) | _draft_vocabulary(model),
+            OPTIMIZER: copies(numbered(optimizer_variables)),
+        },
+        attached=_attached(model),
+    )
 
 
 def save(
@@ -84,29 +118,31 @@ def save(
     Raises:
         UserError: the files cannot be written. Nothing of them is left then.
     """
-    temporary = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        _write(temporary / TRAINED, _arrays(trained_variables(model)) | _draft_vocabulary(model))
-        _write(temporary / OPTIMIZER, _arrays({f"{i:04d}": v for i, v in enumerate(optimizer_variables)}))
+    write(folder, content(model, optimizer_variables), base=base, steps=steps)
+
+
+def write(
+    folder: Path, what: Content, *, base: BaseInfo, steps: int, further: Mapping[str, bytes] | None = None
+) -> None:
+    """As `save`, from a copy, and without Keras, so that it may be done beside the training.
+
+    Args:
+        further: more files, by name, each with its hash in the manifest.
+    """
+    with disk.whole_folder(folder) as new:
+        for name, arrays in what.arrays.items():
+            disk.DISK.write_tensors(new / name, arrays)
+        for name, data in (further or {}).items():
+            disk.DISK.write(new / name, data)
         manifest = Manifest(
             format=FORMAT,
             base=base.name,
             base_sha256=base.sha256,
             steps=steps,
-            files={name: _sha256(temporary / name) for name in (TRAINED, OPTIMIZER)},
-            attached=_attached(model),
+            files={path.name: _sha256(path) for path in sorted(new.iterdir())},
+            attached=what.attached,
         )
-        (temporary / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
-        for path in (*temporary.iterdir(), temporary):
-            _sync(path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
-    _sync(folder.parent)
+        disk.DISK.write(new / MANIFEST, manifest.text)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -116,19 +152,22 @@ def read_manifest(folder: Path) -> Manifest:
         UserError: no checkpoint there, not one of ours, or a file that is missing or damaged.
     """
     path = folder / MANIFEST
-    if not path.is_file():
+    if not _is_plain(path):
         raise UserError(f"No finished checkpoint in {folder}. Give the folder of a run that has ended.")
     try:
-        manifest = Manifest(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, RecursionError) as error:
+        text = path.read_bytes()
+        manifest = Manifest(**{key: value for key, value in json.loads(text).items() if key != "sha256"})
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged or not written by keras_mtp: {error}") from error
     if manifest.format != FORMAT:
         raise UserError(
             f"{path} has format {manifest.format}; this version of keras_mtp reads format {FORMAT}."
         )
-    for name in (TRAINED, OPTIMIZER):
+    if text != manifest.text:
+        raise UserError(f"{path} is damaged: its SHA-256 is not the one in it.")
+    for name in sorted({TRAINED, OPTIMIZER, *manifest.files}):
         file = folder / name
-        if not file.is_file() or _sha256(file) != manifest.files.get(name):
+        if Path(name).name != name or not _is_plain(file) or _sha256(file) != manifest.files.get(name):
             raise UserError(f"{file} is missing or damaged: its SHA-256 is not the one in {MANIFEST}.")
     return manifest
 
@@ -156,10 +195,7 @@ def restore(folder: Path, model: "MTPCausalLM", *, base: BaseInfo, heads: int | 
     """
     manifest = read_manifest(folder)
     require_base(manifest, base, folder.parent)
-    try:
-        arrays = load_file(folder / TRAINED)
-    except SafetensorError as error:
-        raise UserError(f"{folder / TRAINED} cannot be read: {error}") from error
+    arrays = read_arrays(folder / TRAINED)
     variables = trained_variables(model)
     drafts = arrays.pop(DRAFTS, np.zeros(0, "int32"))
     if heads is not None:
@@ -192,11 +228,8 @@ def _attached(model: "MTPCausalLM") -> dict[str, str]:
 
 def _require_attached(manifest: Manifest, model: "MTPCausalLM", folder: Path, heads: int | None) -> None:
     """Raises a `UserError` if one of the first `heads` heads reads another state than the checkpoint's; their tensors look alike."""
-    reads_by_default = dict(
-        zip(model.head_names[1:], (type(head).reads for head in model.heads), strict=True)
-    )
     for name, reads in list(_attached(model).items())[:heads]:
-        trained_on = manifest.attached.get(name, reads_by_default[name])
+        trained_on = manifest.attached.get(name)
         if reads != trained_on:
             raise UserError(
                 f"`heads.attach` must be {trained_on}, where {name} in {folder} was trained. Received: {reads}."
@@ -215,23 +248,43 @@ def trained_variables(model: "MTPCausalLM") -> dict[str, "keras.Variable"]:
     return variables
 
 
-def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def put(path: Path, variables: Sequence["keras.Variable"]) -> None:
+    """Puts the arrays of a file of numbered tensors into variables, in their order.
+
+    Raises:
+        UserError: the file cannot be read, or holds other tensors.
+    """
+    arrays, wanted = read_arrays(path), numbered(variables)
+    wrong = sorted(arrays.keys() ^ wanted.keys())
+    wrong += [n for n, v in wanted.items() if n in arrays and arrays[n].shape != tuple(v.shape)]
+    if wrong:
+        raise UserError(f"{path} does not fit the run's recipe: tensor {wrong[0]} (of {len(wrong)}).")
+    for name, variable in wanted.items():
+        variable.assign(arrays[name])
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a file, by name; a `UserError` if it is none of safetensors."""
     try:
-        save_file(arrays, path)
-    except SafetensorError as error:  # its name for whatever the disk says
-        raise UserError(
-            f"The checkpoint must be written to {path.parent.parent}. Received: {error}. Make room there, and run again."
-        ) from error
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def numbered(items: Iterable[Any]) -> dict[str, Any]:
+    """What has only an order, by names that sort that way."""
+    return {f"{i:06d}": item for i, item in enumerate(items)}
+
+
+def copies(variables: Mapping[str, "keras.Variable"]) -> dict[str, np.ndarray]:
+    """Copies of variables' values: the backends train on in the memory that `convert_to_numpy` shows."""
+    from keras import ops
+
+    return {name: np.array(ops.convert_to_numpy(v.value), order="C") for name, v in variables.items()}
 
 
 def _draft_vocabulary(model: "MTPCausalLM") -> dict[str, np.ndarray]:
     return {DRAFTS: np.array(model.draft_vocabulary, "int32")} if model.draft_vocabulary else {}
-
-
-def _arrays(variables: dict[str, "keras.Variable"]) -> dict[str, np.ndarray]:
-    from keras import ops
-
-    return {name: np.ascontiguousarray(ops.convert_to_numpy(v.value)) for name, v in variables.items()}
 
 
 def _sha256(path: Path) -> str:
@@ -239,10 +292,6 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
-    """Makes sure that a file or folder survives a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _is_plain(path: Path) -> bool:
+    """Whether it is a file that lies there itself; a link may lead anywhere, and a pipe never ends."""
+    return path.is_file() and not path.is_symlink()

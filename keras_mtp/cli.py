@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from keras_mtp import __version__, backend, run_folder
-from keras_mtp.errors import UserError
+from keras_mtp.errors import Diverged, Interrupted, UserError
 from keras_mtp.export.folder import require_absent
 from keras_mtp.recipe import (
     Recipe,
@@ -35,7 +35,8 @@ class _Mistake(click.ClickException):
 
 
 class _Commands(click.Group):
-    """Shows a user's mistake as one line, with exit code 2, and ends an interrupted command with 130."""
+    """Shows a user's mistake as one line, with exit code 2; a run that diverged, with 3; and ends a command that a signal
+    interrupted with 128 and its number."""
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> click.Context:
         with _usage_in_one_line():
@@ -49,6 +50,12 @@ class _Commands(click.Group):
             raise _Mistake(" ".join(str(error).split())) from error
         except OSError as error:  # a folder that may not be read or written, a full disk
             raise _Mistake(f"{error.strerror or error}: {error.filename or 'a file of the run'}") from error
+        except Diverged as error:
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(3)
+        except Interrupted as stopped:
+            click.echo(f"\n{stopped}", err=True)
+            sys.exit(128 + stopped.number)
         except KeyboardInterrupt:
             click.echo("\nInterrupted.", err=True)
             sys.exit(130)

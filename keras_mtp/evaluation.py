@@ -213,7 +213,7 @@ def judges(
 
 
 def write_held_out(
-    path: Path, examples: Sequence[Encoded], before: dict[str, HeadScore], after: dict[str, HeadScore]
+    path: Path, examples: Sequence[Encoded], before: Mapping[str, HeadScore], after: Mapping[str, HeadScore]
 ) -> None:
     """Writes every head's summed loss on every held-out example, before and after, so that runs can be compared item by item.
 

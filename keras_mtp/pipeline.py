@@ -4,17 +4,19 @@ text -> tokens -> model -> judge -> train -> keep -> judge -> report
 """
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import keras
 from rich.console import Console
 
-from keras_mtp import checkpoint, memory, report, run_folder
+from keras_mtp import checkpoint, disk, memory, report, run_folder
 from keras_mtp.data.batches import require_a_batch
 from keras_mtp.data.chat_template import read_template
 from keras_mtp.data.draft_vocabulary import most_frequent
 from keras_mtp.data.encoding import Encoded, encode_all
 from keras_mtp.data.splits import split_held_out
+from keras_mtp.divergence import written_down
 from keras_mtp.evaluation import judges, write_answers, write_held_out
 from keras_mtp.generation.own_answers import own_answers
 from keras_mtp.metrics import MetricsLog, probe_columns
@@ -27,6 +29,7 @@ from keras_mtp.progress import ProgressBar, console
 from keras_mtp.recipe import Recipe, to_toml, updated
 from keras_mtp.report import Report
 from keras_mtp.run_folder import ANSWERS, CHECKPOINT, HELD_OUT, METRICS, RECIPE
+from keras_mtp.snapshots import Snapshots
 from keras_mtp.starting_point import starting_point
 from keras_mtp.tasks import load_task
 from keras_mtp.training import train
@@ -43,7 +46,7 @@ def run(
 
     Args:
         recipe: what to do.
-        folder: an empty folder, or one to be made.
+        folder: an empty folder, one to be made, or that of a run of the same recipe that was cut off and is to go on.
         progress: whether to say on standard error what goes on.
         callbacks: further Keras callbacks for both stages, TensorBoard for one; see `keras_mtp.training.train`.
 
@@ -51,8 +54,10 @@ def run(
         The report, also written to `report.json`, `report.md` and `curves.png`.
 
     Raises:
-        UserError: the folder holds a run already, or another process is at work there; or whatever is wrong with the
-            recipe's model or data.
+        UserError: the folder holds a finished run, or one of another recipe, or another process is at work there; or whatever
+            is wrong with the recipe's model or data.
+        Diverged: a training loss was no finite number; the batch is in `diverged.json`.
+        Interrupted: SIGINT or SIGTERM came while it trained. What it needs to go on was kept.
     """
     with run_folder.claimed(folder):
         # The run keeps the template's text: its file may be another one tomorrow.
@@ -64,11 +69,13 @@ def _run(recipe: Recipe, folder: Path, screen: Console, callbacks: Sequence) -> 
     clock = memory.Clock()
     base = base_info(recipe.model.name)
     start = starting_point(recipe, base)
+    recipe = start.recorded_in(recipe)
+    snapshots = Snapshots(folder, recipe, base, clock, screen.print)
     task = load_task(recipe.task, recipe.data.source)
     screen.print(
         f"{base.name} on {task.title}, {keras.config.backend()}, seed {recipe.training.seed}: {folder}"
     )
-    run_folder.write_text(folder / RECIPE, to_toml(start.recorded_in(recipe)))
+    disk.write_text(folder / RECIPE, to_toml(recipe))
     write_licence(folder, base)
 
     model, tokenizer = model_from_recipe(recipe)
@@ -84,16 +91,15 @@ def _run(recipe: Recipe, folder: Path, screen: Console, callbacks: Sequence) -> 
     judge_held_out, judge_task = judges(model, tokenizer, task, held_out, recipe)
 
     judged = f"{len(held_out)} held-out examples, {len(judge_task.examples)} test items"
-    screen.print(f"before: {judged}")
-    before = judge_held_out(), judge_task()
+    screen.print(snapshots.going_on or f"before: {judged}")
+    before = snapshots.before = snapshots.before or (judge_held_out(), judge_task())
     probed = probe_columns(model.head_names) if recipe.training.probe_every else ()
-    log = MetricsLog(folder / METRICS, model.head_names, probed)
+    log = MetricsLog(folder / METRICS, model.head_names, probed, snapshots.record)
     bar = ProgressBar(log, recipe, screen)
-    try:
-        trained = train(model, training, recipe, log, judge_held_out, [bar, *callbacks], start.heads)
-    finally:
-        bar.stop()
-        log.close()
+    with written_down(folder), closing(log), closing(bar), snapshots:
+        trained = train(
+            model, training, recipe, log, judge_held_out, [bar, *callbacks], start.heads, snapshots
+        )
     checkpoint.save(
         folder / CHECKPOINT, model, trained.optimizer.variables, base=base, steps=trained.kept_step
     )
@@ -122,6 +128,7 @@ def _run(recipe: Recipe, folder: Path, screen: Console, callbacks: Sequence) -> 
     )
     report.plot(log.rows, result, folder)
     report.write(result, folder)
+    snapshots.remove()
     return result
 
 

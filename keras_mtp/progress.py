@@ -71,9 +71,9 @@ class ProgressBar(keras.callbacks.Callback):
             self.screen.print(f"heads warmed up, {row['step']} steps: training loss  {losses}")
 
     def on_train_end(self, logs=None):
-        self.stop()
+        self.close()
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Gives the terminal back; Keras does not call `on_train_end` when training is interrupted."""
         if self.bar is not None:
             self.bar.stop()

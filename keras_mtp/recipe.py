@@ -317,6 +317,20 @@ class TrainingRecipe(_Table):
         "measurement takes about as long as a step. 0: never.",
         minimum=0,
     )
+    snapshot_every: int = field(
+        50,
+        "Steps between two snapshots, from which a run that was cut off goes on to the same result; 0: none, and a run that is "
+        "cut off is lost.",
+        minimum=0,
+    )
+    snapshots_kept: int = field(
+        2, "How many snapshots are kept while the run goes on; they go once it is finished.", minimum=1
+    )
+    on_divergence: str = field(
+        "stop",
+        "What a training loss that is no finite number does: stop the run, or let it continue to the end, where the report says so.",
+        choices=("stop", "continue"),
+    )
     seed: int = field(
         0, "Decides the order of the data and every random start.", minimum=0, maximum=2**32 - 1
     )

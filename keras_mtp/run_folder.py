@@ -3,6 +3,8 @@
     runs/a/
       recipe.toml                            the recipe as it was run
       metrics.csv                            a row per step, while the run goes on
+      snapshots/                             what it needs to go on if it is cut off; while the run goes on
+      diverged.json                          the batch whose loss was no number, if there was one
       checkpoint/                            what was trained; there only once training is over
       held_out.csv, answers.jsonl            every item's loss, and what was said to it
       curves.png, gradients.png, report.md   what came of it
@@ -14,7 +16,6 @@ No Keras here, so that a folder that cannot be used is refused before anything s
 """
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,21 +30,22 @@ RECIPE, METRICS, CHECKPOINT, HELD_OUT, ANSWERS, REPORT = (
     "report.json",
 )
 REPORT_PAGE, CURVES, GRADIENTS, HARNESS = "report.md", "curves.png", "gradients.png", "harness"
+SNAPSHOTS, DIVERGED = "snapshots", "diverged.json"
 LOCK = ".lock"
 
 
 def require_new(folder: Path) -> None:
-    """Raises a `UserError` if a run cannot be made in `folder`: it holds one, or is no folder.
+    """Raises a `UserError` if a run cannot be made in `folder`: it holds a finished one, or is no folder.
 
-    A new recipe beside an old checkpoint would be a run that never was.
+    A new recipe beside an old checkpoint would be a run that never was. One that was cut off, and left snapshots, can go on.
     """
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir():
         raise UserError(
             f"`--run` must be a folder that can be made. Received: {folder}, and {existing} is a file. Give another."
         )
-    for name in (CHECKPOINT, REPORT):
-        if (folder / name).exists():
+    for name in (REPORT, CHECKPOINT):
+        if (folder / name).exists() and not (name == CHECKPOINT and (folder / SNAPSHOTS).is_dir()):
             raise UserError(
                 f"The run's folder must be a new one. Received: {folder}, which holds `{name}` already. "
                 "Give another folder, or remove this one."
@@ -99,17 +101,3 @@ def _locked(folder: Path) -> Iterator[None]:
         if lock.lock_counter == 1:  # still held: whoever comes now makes and locks a file of his own
             (folder / LOCK).unlink(missing_ok=True)
         lock.release()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -13,9 +13,11 @@ Heads whose purpose is speed, not a better prefix, and heads with the method `he
 Every group of weights (what the method trains; heads) has an AdamW of its own, with its own learning rate and clipped by
 its own norm: the heads then reach the prefix through their loss only, never through a shared norm, and a run with detached
 heads is a true control. A Keras epoch is the stretch between two evaluations.
+
+A run that was cut off goes on from its newest snapshot (snapshots.py), in the stage and at the step where that was taken.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import keras
@@ -34,6 +36,7 @@ from keras_mtp.models.training_view import TrainingView
 from keras_mtp.models.tuned_weights import train_only, tuned_variables
 from keras_mtp.probes import GradientProbe
 from keras_mtp.recipe import Recipe
+from keras_mtp.snapshots import Snapshots, StageSnapshots
 
 COMPILING_PAYS = 60  # batches: about where torch.compile has won back its minute, measured on two CPU cores
 
@@ -84,6 +87,7 @@ def train(
     evaluate: HeldOutEvaluation,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     trained_heads: int = 0,
+    snapshots: Snapshots | None = None,
 ) -> Trained:
     """Runs the stages of a recipe on a model.
 
@@ -94,23 +98,38 @@ def train(
         callbacks: further Keras callbacks (TensorBoard, your own), for every stage, each a `fit` of its own. Their `logs` are those of the last step, and at the
             end of an epoch, which is the stretch between two evaluations, also `val_head_k_loss`.
         trained_heads: so many of the model's heads, the nearest, come from another run and need no warm-up.
+        snapshots: of the run, to go on from and to be taken; none to take none.
+
+    Raises:
+        Diverged: a loss was no finite number, and the recipe wants to stop there.
+        Interrupted: a signal came while snapshots are taken.
     """
     shared = shared_tokens(examples)
+    if snapshots:
+        snapshots.restore(model, examples)
     if model.heads[trained_heads:] and recipe.heads.warmup_steps and not recipe.heads_alone:
         stage = _warmup(model, recipe, shared, trained_heads)
         batches = _batches(stage, examples, recipe)
         ending = []
         if patience := recipe.heads.warmup_patience:
             ending = [HeldOut(evaluate, log), Plateau(log, model.head_names[1 + trained_heads :], patience)]
-        _fit(stage, batches, model, [StepLog(log, stage.name, batches), *ending, *callbacks])
+        taken = StageSnapshots(snapshots, stage.name, batches.accumulation, model, stage.optimizer, log)
+        follow = _step_log(stage, batches, recipe, log, taken.done)
+        _fit(stage, batches, model, taken, [follow, *ending, *callbacks])
     stage = (_heads if recipe.heads_alone else _joint)(model, recipe, shared)
     batches = _batches(stage, examples, recipe)
-    log.step(stage.name, 0)
-    log.evaluation(evaluate())
     best = _best(stage, model, recipe, log)
-    best.look()
-    follow = StepLog(log, stage.name, batches, *_probe(stage, batches, model, recipe, shared))
-    _fit(stage, batches, model, [follow, HeldOut(evaluate, log), best, *callbacks])
+    taken = StageSnapshots(snapshots, stage.name, batches.accumulation, model, stage.optimizer, log, best)
+    if snapshots and snapshots.found and taken.begun:
+        best.remember([row for row in log.rows if row["stage"] == stage.name], snapshots.found.best())
+    else:
+        log.step(stage.name, 0)
+        log.evaluation(evaluate())
+        best.look()
+    follow = _step_log(
+        stage, batches, recipe, log, taken.done, *_probe(stage, batches, model, recipe, shared)
+    )
+    _fit(stage, batches, model, taken, [follow, HeldOut(evaluate, log), best, *callbacks])
     log.flush()
     best.restore()
     steps = int(log.rows[-1]["step"])
@@ -213,18 +232,54 @@ def _probe(
     return [GradientProbe(view, losses, batches, weights, recipe.training.probe_every)]
 
 
-def _fit(stage: Stage, batches: Batches, model: MTPCausalLM, callbacks) -> None:
+def _step_log(
+    stage: Stage, batches: Batches, recipe: Recipe, log: MetricsLog, done: int, *probe: GradientProbe
+) -> StepLog:
+    stop = recipe.training.on_divergence == "stop"
+    return StepLog(log, stage.name, batches, *probe, done=done, stop_if_diverged=stop)
+
+
+def _fit(
+    stage: Stage,
+    batches: Batches,
+    model: MTPCausalLM,
+    taken: StageSnapshots,
+    callbacks: Sequence[keras.callbacks.Callback],
+) -> None:
+    """Trains a stage, or what is left of it."""
+    stage.optimizer.build(
+        stage.view.trainable_variables
+    )  # a snapshot before the first step holds its state too
+    taken.restore()
+    if taken.is_past:
+        return
     losses = head_losses(model.backbone.token_embedding, stage.loss_weights)
     stage.view.compile(optimizer=stage.optimizer, loss=losses, loss_weights=stage.loss_weights)
     backend.build_for_fit(stage.view, dict.fromkeys(losses, stage.view.backbone.hidden_dim))
-    stage.view.fit(
-        backend.fit_input(batches),
-        steps_per_epoch=stage.evaluate_every * batches.accumulation,
-        epochs=-(-stage.steps // stage.evaluate_every),
-        callbacks=callbacks,
-        verbose=0,
-        shuffle=False,
-    )
+    for first, steps, epochs in _stretches(taken.done, stage):
+        stage.view.fit(
+            backend.fit_input(batches.after(first)),
+            steps_per_epoch=steps * batches.accumulation,
+            initial_epoch=first // stage.evaluate_every,
+            epochs=epochs,
+            callbacks=[taken, *callbacks],
+            verbose=0,
+            shuffle=False,
+        )
+        if stage.view.stop_training:
+            break
+    taken.end()
+
+
+def _stretches(done: int, stage: Stage) -> Iterator[tuple[int, int, int]]:
+    """(steps done, steps per epoch, epochs with those before) of each `fit`: all of an epoch are of one length, but a run
+    that goes on in the middle of one must end it first."""
+    every, epochs = stage.evaluate_every, -(-stage.steps // stage.evaluate_every)
+    if within := done % every:
+        yield done, every - within, done // every + 1
+        done += every - within
+    if done < stage.steps:
+        yield done, every, epochs
 
 
 def head_losses(unembedding: keras.layers.Layer, names: Iterable[str]) -> dict[str, LinearCrossEntropy]:

@@ -1,6 +1,5 @@
 """A checkpoint moves between backends; `test_pipeline.py` holds the errors."""
 
-import json
 import os
 import subprocess
 import sys
@@ -115,10 +114,3 @@ def test_heads_that_read_another_state_are_refused(tmp_path):
         checkpoint.restore(folder, model(), base=BASE)
     checkpoint.restore(folder, model(), base=BASE, heads=1)  # that head stays fresh
     checkpoint.restore(folder, model(attach="before_last_block"), base=BASE)
-    # Older files do not say it: their heads stood at their default place.
-    manifest = json.loads((folder / "checkpoint.json").read_text())
-    del manifest["attached"]
-    (folder / "checkpoint.json").write_text(json.dumps(manifest))
-    checkpoint.restore(folder, model(attach="last_block"), base=BASE)
-    with pytest.raises(UserError, match=r"`heads\.attach` must be last_block"):
-        checkpoint.restore(folder, model(attach="before_last_block"), base=BASE)

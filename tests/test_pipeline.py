@@ -202,7 +202,12 @@ def _damage(run, name, change) -> None:
         ("optimizer.safetensors", lambda b: b[:-1] + bytes([b[-1] ^ 1]), "missing or damaged"),
         ("checkpoint.json", lambda b: b[:40], "damaged or not written by keras_mtp"),
         ("checkpoint.json", lambda b: b.replace(b'"format"', b'"farmat"'), "damaged or not written"),
-        ("checkpoint.json", lambda b: b.replace(b'"format": 1', b'"format": 9'), "has format 9"),
+        ("checkpoint.json", lambda b: b.replace(b'"format": 2', b'"format": 9'), "has format 9"),
+        (
+            "checkpoint.json",
+            lambda b: b.replace(b'"steps": 3', b'"steps": 7'),
+            r"its SHA-256 is not the one in it",
+        ),
     ],
 )
 def test_a_damaged_checkpoint_is_refused(done, tmp_path, name, change, message):

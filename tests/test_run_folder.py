@@ -74,16 +74,17 @@ def test_a_used_folder_is_refused(tmp_path, name):
         run_folder.require_new(tmp_path)
 
 
+def test_a_run_that_was_cut_off_may_go_on(tmp_path):
+    for name in ("checkpoint", "snapshots"):
+        (tmp_path / name).mkdir()
+    run_folder.require_new(tmp_path)
+    (tmp_path / "report.json").touch()
+    with pytest.raises(UserError, match="must be a new one"):
+        run_folder.require_new(tmp_path)
+
+
 @pytest.mark.parametrize("path", ["file", "file/run", "file/a/b"])
 def test_no_folder_can_be_made_of_a_file(tmp_path, path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="must be a folder that can be made"):
         run_folder.require_new(tmp_path / path)
-
-
-def test_text_is_written_whole_or_not_at_all(tmp_path):
-    run_folder.write_text(tmp_path / "x", "old")
-    with pytest.raises(UnicodeEncodeError):
-        run_folder.write_text(tmp_path / "x", "new" * 10_000 + "\ud800")
-    assert (tmp_path / "x").read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["x"]

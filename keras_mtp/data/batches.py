@@ -84,6 +84,10 @@ class Batches(keras.utils.PyDataset):
         rows = slice(micro * size, (micro + 1) * size)
         return ids[rows], {k: v[rows] for k, v in targets.items()}, {k: w[rows] for k, w in weights.items()}
 
+    def after(self, step: int) -> "Rest":
+        """What is left after the first `step` optimizer batches."""
+        return Rest(self, step)
+
     def weight(self, head: str, step: int) -> float:
         """What the weights of a head sum to in optimizer step `step`: 1, but for the schedule."""
         return 1.0 if head == "head_1" else scheduled(self.schedule, step, self.steps)
@@ -118,6 +122,21 @@ class Batches(keras.utils.PyDataset):
         """Share of positions that are padding, over the first `steps` optimizer batches."""
         real = sum(self.real_tokens(step) for step in range(steps))
         return 1.0 - real / max(sum(self.tokens(step) for step in range(steps)), 1)
+
+
+class Rest(keras.utils.PyDataset):
+    """What is left of `batches` after the first `step` optimizer batches, as Keras takes it."""
+
+    def __init__(self, batches: Batches, step: int):
+        super().__init__()
+        self.batches, self.first = batches, step * batches.accumulation
+
+    @property
+    def num_batches(self) -> int:
+        return self.batches.num_batches - self.first
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, Arrays, Arrays]:
+        return self.batches[self.first + index]
 
 
 def scheduled(schedule: str, step: int, steps: int) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from keras_mtp.run_folder import write_text
+from keras_mtp.disk import write_text
 
 LOGGED = ("doc_id", "filter", "target", "resps", "filtered_resps")  # of what lm-eval keeps of an item
 

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from keras_mtp import __version__, curves
 from keras_mtp.data.splits import places_by_source
+from keras_mtp.disk import write_text
 from keras_mtp.metrics import cosine_column, norm_column
 from keras_mtp.report import page
-from keras_mtp.run_folder import CURVES, GRADIENTS, RECIPE, REPORT, REPORT_PAGE, write_text
+from keras_mtp.run_folder import CURVES, GRADIENTS, RECIPE, REPORT, REPORT_PAGE
 
 if TYPE_CHECKING:
     from keras_mtp.data.encoding import Encoded

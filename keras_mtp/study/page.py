@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from keras_mtp.curves import COLOURS
+from keras_mtp.disk import write_text
 from keras_mtp.recipe import from_tables
-from keras_mtp.run_folder import write_text
 from keras_mtp.study.outcome import ArmOutcome, Outcome
 from keras_mtp.study.statistics import Difference
 

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from keras_mtp.disk import write_text
 from keras_mtp.errors import UserError
 from keras_mtp.metrics import norm_column
 from keras_mtp.recipe import Recipe, flat, from_tables
-from keras_mtp.run_folder import ANSWERS, HELD_OUT, METRICS, REPORT, write_text
+from keras_mtp.run_folder import ANSWERS, HELD_OUT, METRICS, REPORT
 
 FORMAT = 1
 

@@ -1,6 +1,6 @@
 """The runs of a study: each a `keras-mtp recipe` in a process of its own, several at a time where the machine can.
 
-A run that is finished left a file and is not made again; one that was cut off is made anew.
+A run that is finished left a file and is not made again; one that was cut off goes on.
 """
 
 import importlib.metadata
@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from keras_mtp import __version__
+from keras_mtp.disk import write_text
 from keras_mtp.errors import UserError
 from keras_mtp.recipe import Recipe, to_toml, updated
-from keras_mtp.run_folder import write_text
+from keras_mtp.run_folder import REPORT
 from keras_mtp.study import results
 from keras_mtp.study.arms import Arm
 from keras_mtp.study.results import Result
@@ -106,10 +107,14 @@ def make(units: Iterable[Unit], folder: Path, backend: str, jobs: int, told: Tol
 
 def _make(each: Unit, folder: Path, backend: str, jobs: int) -> Result:
     run = folder / RUNS / each.name
-    shutil.rmtree(run, ignore_errors=True)
-    run.mkdir(parents=True)
     recipe, log = run / "study.toml", run / "log.txt"
-    write_text(recipe, to_toml(each.recipe))
+    # An arm whose rate is too high is a result too.
+    wanted = to_toml(updated(each.recipe, {"training.on_divergence": "continue"}))
+    begun = recipe.is_file() and recipe.read_text(encoding="utf-8") == wanted
+    if not begun or (run / REPORT).exists():
+        shutil.rmtree(run, ignore_errors=True)
+        run.mkdir(parents=True)
+        write_text(recipe, wanted)
     command = [
         sys.executable,
         "-m",

@@ -1,0 +1,251 @@
+"""A run's snapshots (snapshot.py): taken between two steps, written beside the training, gone on from after a crash.
+
+What is to be kept is copied between the steps and written by a thread. The last few snapshots are kept; when the run goes on,
+the newest whole one counts; they go once the run is finished.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+import keras
+
+from keras_mtp import checkpoint, signals, snapshot
+from keras_mtp.callbacks import BestHeldOut
+from keras_mtp.data.encoding import Encoded
+from keras_mtp.disk import remove_tree, remove_whole
+from keras_mtp.errors import Interrupted, UserError
+from keras_mtp.memory import Clock
+from keras_mtp.metrics import MetricsLog
+from keras_mtp.models.backbone import BaseInfo
+from keras_mtp.models.mtp_causal_lm import MTPCausalLM
+from keras_mtp.recipe import Recipe, flat, load_recipe
+from keras_mtp.run_folder import RECIPE, SNAPSHOTS
+from keras_mtp.signals import Stop
+from keras_mtp.snapshot import BEST, STAGES, Position, Scores
+
+
+class Snapshots:
+    """The snapshots of a run, and where it goes on. A context in which SIGINT and SIGTERM end the run after a snapshot.
+
+    Args:
+        folder: the run's. recipe: of the run. base: the model that is trained. clock: of the run.
+        warn: called with a line about a snapshot that is damaged.
+
+    Attributes:
+        found: the newest whole snapshot, from which the run goes on; None if it begins.
+        before: what the model is worth before training; to be set before that.
+        continued: how often the run was cut off. stop: whether a signal came.
+
+    Raises:
+        UserError: they are of another recipe; or as `snapshot.newest`.
+    """
+
+    def __init__(
+        self, folder: Path, recipe: Recipe, base: BaseInfo, clock: Clock, warn: Callable[[str], None]
+    ):
+        self.folder, self.base, self.clock, self.stop = folder / SNAPSHOTS, base, clock, Stop()
+        self.every, self.kept = recipe.training.snapshot_every, recipe.training.snapshots_kept
+        self.found = snapshot.newest(self.folder, base, warn)
+        if self.found:
+            _require_same(recipe, folder)
+        self.before: Scores | None = self.found.before if self.found else None
+        self.continued = self.found.position.continued + 1 if self.found else 0
+        clock.earlier = self.found.position.seconds if self.found else 0.0
+        self.examples = ""
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
+        self._writing: Future | None = None
+        self._signals = contextlib.ExitStack()
+
+    def __enter__(self) -> "Snapshots":
+        if self.every:
+            self.stop = self._signals.enter_context(signals.held())
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        self._signals.close()
+        self._writer.shutdown()  # once the last is written
+        if kind is None:
+            self.wait()
+
+    @property
+    def going_on(self) -> str:
+        """What a person reads of it; nothing where the run begins."""
+        if self.found is None:
+            return ""
+        at = self.found.position
+        return f"was cut off: goes on after step {at.step} of the stage {at.stage}"
+
+    @property
+    def record(self) -> bytes:
+        """The content of `metrics.csv` where the run goes on."""
+        return self.found.record if self.found else b""
+
+    def restore(self, model: MTPCausalLM, examples: Sequence[Encoded]) -> None:
+        """Puts the trained weights of where the run goes on into its model; nothing where it begins.
+
+        Args:
+            examples: what is trained on.
+
+        Raises:
+            UserError: these are others than before.
+        """
+        self.examples = _sha256(examples)
+        if self.found is None:
+            return
+        if self.found.position.examples != self.examples:
+            raise UserError(
+                f"The run in {self.folder.parent} can go on only with the examples it was trained on. Received: others; the data "
+                "or how they are read have changed since. Put them back as they were, or give the run another folder."
+            )
+        checkpoint.restore(self.found.folder, model, base=self.base)
+
+    def is_due(self, step: int) -> bool:
+        """Whether one is to be taken after a step."""
+        return bool(self.every and (self.stop.number or step % self.every == 0))
+
+    def save(
+        self,
+        content: checkpoint.Content,
+        record: bytes,
+        *,
+        stage: str,
+        step: int,
+        over: bool,
+    ) -> None:
+        """Writes one while training goes on. What went wrong with the one before is raised here.
+
+        Args:
+            content, record: see `snapshot.write`. stage, step, over: see `Position`.
+        """
+        self.wait()
+        position = Position(
+            stage=stage,
+            step=step,
+            over=over,
+            backend=keras.config.backend(),
+            examples=self.examples,
+            seconds=self.clock.seconds,
+            continued=self.continued,
+        )
+        self._writing = self._writer.submit(self._write, content, record, position)
+
+    def _write(self, content: checkpoint.Content, record: bytes, position: Position) -> None:
+        if not content.is_finite:
+            return  # nothing to go on from, as the loss of the next step will show
+        assert self.before is not None, "what the model is worth before training comes first"
+        snapshot.write(
+            self.folder, content, base=self.base, position=position, before=self.before, record=record
+        )
+        for old in snapshot.folders(self.folder)[self.kept :]:
+            remove_whole(old)
+
+    def wait(self) -> None:
+        """Waits for what is being written.
+
+        Raises:
+            UserError: it could not be.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def remove(self) -> None:
+        """Removes them all, once the run is finished."""
+        remove_tree(self.folder)
+
+
+class StageSnapshots(keras.callbacks.Callback):
+    """Takes the snapshots of a stage, each after all that the step before led to, and says where the stage goes on.
+
+    Args:
+        snapshots: of the run; None for training that takes none. stage: its name. micro_batches: per optimizer step.
+        model, optimizer: whose state to keep. log: the run's record. best: what follows the evaluations, if anything does.
+
+    Attributes:
+        done: optimizer steps that were made before the run was cut off.
+        is_past: whether all of them were, or a later stage was begun.
+
+    Raises:
+        Interrupted: a signal came, and a snapshot was taken.
+    """
+
+    def __init__(
+        self,
+        snapshots: Snapshots | None,
+        stage: str,
+        micro_batches: int,
+        model: MTPCausalLM,
+        optimizer: keras.optimizers.Optimizer,
+        log: MetricsLog,
+        best: BestHeldOut | None = None,
+    ):
+        super().__init__()
+        self.snapshots, self.stage, self.micro_batches = snapshots, stage, micro_batches
+        self.trained, self.optimizer, self.log, self.best = model, optimizer, log, best
+        self.found = snapshots.found if snapshots else None
+        at = self.found.position if self.found else None
+        self.begun = at is not None and at.stage == stage
+        self.done = at.step if at and self.begun else 0
+        self.is_past = at is not None and (
+            STAGES.index(at.stage) > STAGES.index(stage) or (self.begun and at.over)
+        )
+        self._batches = self.done * micro_batches
+
+    def restore(self) -> None:
+        """Puts the optimizer's state back to where the stage goes on; nothing where it begins."""
+        if self.found and self.begun:
+            checkpoint.put(self.found.folder / checkpoint.OPTIMIZER, self.optimizer.variables)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        step, within = divmod(self._batches, self.micro_batches)
+        self._batches += 1
+        if self.snapshots is None or within or not self.snapshots.is_due(step):
+            return
+        _ = self.model  # on JAX this syncs the variables, which are stale during an epoch
+        if not (self.begun and step == self.done):  # that one is there
+            self._take(step)
+        self._end_if_asked(step)
+
+    def end(self) -> None:
+        """Takes the snapshot of a stage that is over."""
+        if self.snapshots is None or not self.snapshots.every:
+            return
+        self.log.flush()
+        step = int(self.log.rows[-1]["step"])
+        self._take(step, over=True)
+        self._end_if_asked(step)
+
+    def _take(self, step: int, *, over: bool = False) -> None:
+        assert self.snapshots is not None
+        content = checkpoint.content(self.trained, self.optimizer.variables)
+        if self.best and self.best.values:
+            content.arrays[BEST] = checkpoint.numbered(self.best.values)
+        self.snapshots.save(content, self.log.written(), stage=self.stage, step=step, over=over)
+
+    def _end_if_asked(self, step: int) -> None:
+        assert self.snapshots is not None
+        if number := self.snapshots.stop.number:
+            self.snapshots.wait()
+            raise Interrupted(f"Stopped after step {step} of the stage {self.stage}.", number)
+
+
+def _require_same(recipe: Recipe, folder: Path) -> None:
+    """Raises a `UserError` if the run in a folder was begun by another recipe, how often snapshots are taken aside."""
+    begun, wanted = (dict(flat(asdict(each))) for each in (load_recipe(folder / RECIPE), recipe))
+    for key, value in wanted.items():
+        if value != begun[key] and not key.startswith("training.snapshot"):
+            raise UserError(
+                f"The run in {folder} was cut off and can go on only by its own recipe. Received: {key}={value!r:.80}, and there it is "
+                f"{begun[key]!r:.80}. Give it so, or give another folder."
+            )
+
+
+def _sha256(examples: Sequence[Encoded]) -> str:
+    digest = hashlib.sha256()
+    for item in examples:
+        digest.update(item.ids.tobytes() + item.is_answer.tobytes() + b"/")
+    return digest.hexdigest()
