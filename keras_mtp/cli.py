@@ -164,7 +164,8 @@ def recipe(
     """Train and judge a model as a recipe says.
 
     NAME is one that `keras-mtp recipes` lists; PATH is a TOML file of your own. The run's folder gets the recipe as it
-    was run, the losses of every step, a checkpoint, a report and its curves.
+    was run, the losses of every step, a checkpoint, a report and its curves. A run that was cut off goes on by the same
+    command, with --run, to the same result.
     """
     if name is None and task is None:
         raise UserError("`recipe` needs NAME, PATH or --task. `keras-mtp recipes` lists the names.")

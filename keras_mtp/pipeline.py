@@ -122,6 +122,7 @@ def _run(recipe: Recipe, folder: Path, screen: Console, callbacks: Sequence) -> 
         skipped_examples=len(encoded.skipped),
         truncated_examples=len(encoded.truncated),
         marked_examples=len(encoded.marked),
+        continued=snapshots.continued,
         rows=log.rows,
         clock=clock,
         folder=folder,

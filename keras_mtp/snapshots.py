@@ -230,7 +230,10 @@ class StageSnapshots(keras.callbacks.Callback):
         assert self.snapshots is not None
         if number := self.snapshots.stop.number:
             self.snapshots.wait()
-            raise Interrupted(f"Stopped after step {step} of the stage {self.stage}.", number)
+            raise Interrupted(
+                f"Stopped after step {step} of the stage {self.stage}. The same command goes on, with --run {self.snapshots.folder.parent}.",
+                number,
+            )
 
 
 def _require_same(recipe: Recipe, folder: Path) -> None:

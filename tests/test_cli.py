@@ -1,5 +1,6 @@
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from keras_mtp import cli
-from keras_mtp.errors import UserError
+from keras_mtp.errors import Diverged, Interrupted, UserError
 from keras_mtp.recipe import documented_fields
 
 ROOT = Path(__file__).parent.parent
@@ -161,10 +162,22 @@ def test_interruption_and_long_messages():
         raise KeyboardInterrupt
 
     @group.command()
+    def stopped():
+        raise Interrupted("Stopped after step 3.", signal.SIGTERM)
+
+    @group.command()
+    def diverged():
+        raise Diverged(stage="joint", step=7, losses={"head_1": float("nan")}, examples=["a"])
+
+    @group.command()
     def mistaken():
         raise UserError("two\nlines")
 
     assert CliRunner().invoke(group, ["interrupted"]).exit_code == 130
+    result = CliRunner().invoke(group, ["stopped"])
+    assert (result.exit_code, result.stderr) == (143, "\nStopped after step 3.\n")
+    result = CliRunner().invoke(group, ["diverged"])
+    assert result.exit_code == 3 and "Received: head_1 nan, in step 7 of the stage joint" in result.stderr
     assert CliRunner().invoke(group, ["mistaken"]).stderr == "Error: two lines\n"
 
 

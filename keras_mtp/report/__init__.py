@@ -129,6 +129,7 @@ class Report:
             heads' warm-up aside. heads_alone: whether only heads were trained.
         method: `tuning.method`. tuned: what that trains, in words. tuned_weights: how many weights it has, heads aside.
         kept_step: the step whose weights are the result, where the held-out examples chose it; else None: the last one's.
+        continued: how often the run was cut off and went on.
         stopped_early: whether training ended before the recipe's number of steps.
         started_from: the run whose trained weights and heads were the start, "" for none. started_from_checkpoint: the SHA-256
             of its trained weights. started_heads: how many heads were that run's too.
@@ -171,6 +172,7 @@ class Report:
     tuned_weights: int = 0
     kept_step: int | None = None
     stopped_early: bool = False
+    continued: int = 0
     started_from: str = ""
     started_from_checkpoint: str = ""
     started_heads: int = 0
@@ -192,7 +194,7 @@ class Report:
     command: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The content of `report.json`; `held_out_by_source`, `gradients`, `kept_step` and `started_from` only where there is one."""
+        """The content of `report.json`; `held_out_by_source`, `gradients`, `kept_step`, `continued` and `started_from` only where there is one."""
         content: dict[str, Any] = {
             "recipe": self.recipe,
             "backend": self.backend,
@@ -216,6 +218,8 @@ class Report:
             content["gradients"] = {**heads, "n": self.gradients_n}
         if self.kept_step is not None:
             content["kept_step"] = self.kept_step
+        if self.continued:
+            content["continued"] = self.continued
         if self.started_from:
             content["started_from"] = {"run": self.started_from, "checkpoint": self.started_from_checkpoint}
         return _without_nan(content)
@@ -240,6 +244,7 @@ def from_run(
     skipped_examples: int,
     truncated_examples: int = 0,
     marked_examples: int = 0,
+    continued: int = 0,
     rows: Sequence[curves.Row],
     clock: "Clock",
     folder: Path,
@@ -277,6 +282,7 @@ def from_run(
         tuned_weights=tuned_weights,
         kept_step=trained.kept_step if recipe.training.keep == "best" else None,
         stopped_early=trained.steps < recipe.training.steps,
+        continued=continued,
         started_from=start.name,
         started_from_checkpoint=start.checkpoint,
         started_heads=start.heads,

@@ -246,7 +246,8 @@ def _passed_over(report: "Report") -> str:
 
 
 def _cost(report: "Report") -> str:
+    cut = f" The run was cut off and went on, {report.continued} times." if report.continued else ""
     return (
         f"{report.seconds / 60:.1f} minutes, {report.tokens_per_second:.0f} tokens/s in training, "
-        f"{report.peak_bytes / 2**30:.2f} GiB at the peak beyond the imports."
+        f"{report.peak_bytes / 2**30:.2f} GiB at the peak beyond the imports.{cut}"
     )
