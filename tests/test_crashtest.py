@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.slow
+@pytest.mark.any_backend
 def test_nothing_is_lost(tmp_path):
     command = [sys.executable, "tools/crashtest.py", "--quick", "--backend", keras.config.backend()]
     done = subprocess.run(

@@ -96,6 +96,7 @@ def test_cut_off_again_and_again(inputs, whole, tmp_path, settings):
     _require_same(tmp_path / "run", whole(**settings))
 
 
+@pytest.mark.any_backend
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_within_a_step_and_it_goes_on(inputs, whole, tmp_path, number):
     class Signal(keras.callbacks.Callback):
@@ -132,6 +133,7 @@ def cut(inputs, tmp_path):
     return tmp_path / "run"
 
 
+@pytest.mark.any_backend
 def test_a_damaged_snapshot_is_left_for_the_one_before(inputs, whole, cut, capsys):
     file = cut / "snapshots/joint-00000004/optimizer.safetensors"
     data = bytearray(file.read_bytes())
@@ -143,6 +145,7 @@ def test_a_damaged_snapshot_is_left_for_the_one_before(inputs, whole, cut, capsy
     _require_same(cut, whole(**CHANGES))
 
 
+@pytest.mark.any_backend
 def test_nothing_whole_left(inputs, cut):
     for snapshot in (cut / "snapshots").iterdir():
         (snapshot / "position.json").unlink()
@@ -150,6 +153,7 @@ def test_nothing_whole_left(inputs, cut):
         pipeline.run(tiny_run.recipe(inputs, **CHANGES), cut, progress=False)
 
 
+@pytest.mark.any_backend
 def test_another_recipe_or_other_data_are_refused(inputs, cut, tmp_path):
     with pytest.raises(UserError, match=r"Received: training\.steps=8, and there it is 7"):
         pipeline.run(tiny_run.recipe(inputs, **CHANGES | {"training__steps": 8}), cut, progress=False)
@@ -164,6 +168,7 @@ def test_another_recipe_or_other_data_are_refused(inputs, cut, tmp_path):
     assert (cut / "snapshots/joint-00000004").is_dir()
 
 
+@pytest.mark.any_backend
 def test_how_often_snapshots_are_taken_may_change_and_changes_nothing(inputs, whole, cut):
     recipe = tiny_run.recipe(
         inputs, **CHANGES | {"training__snapshot_every": 0, "training__snapshots_kept": 1}
@@ -172,6 +177,7 @@ def test_how_often_snapshots_are_taken_may_change_and_changes_nothing(inputs, wh
     _require_same(cut, whole(**CHANGES))
 
 
+@pytest.mark.any_backend
 def test_cut_off_after_training_only_judges_again(inputs, whole, cut, monkeypatch):
     def fail(*arguments, **options):
         raise ConnectionError("cut off")
@@ -211,6 +217,7 @@ def test_a_loss_that_is_no_number_ends_the_run(inputs, tmp_path):
             assert all(np.isfinite(array).all() for array in arrays)
 
 
+@pytest.mark.any_backend
 def test_it_may_go_on_to_the_end_all_the_same(inputs, tmp_path):
     changes = TOO_FAST | {"training__on_divergence": "continue"}
     report = pipeline.run(tiny_run.recipe(inputs, **CHANGES | changes), tmp_path / "run", progress=False)
