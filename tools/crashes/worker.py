@@ -6,7 +6,6 @@ python -m tools.crashes.worker PART BACKEND FOLDER COUNT SEED [DATA]
 import json
 import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +34,18 @@ def _kills(name: str, folder: Path, count: int, seed: int) -> Iterator[dict[str,
 def _real(name: str, folder: Path, count: int, seed: int, data: str) -> Iterator[dict[str, Any]]:
     from tools.crashes import kills
 
-    arguments = partial(_real_arguments, data, name)
+    def arguments(method: str, run: Path) -> list[str]:
+        return toy.command(data, run, name, toy.real_settings(method))
+
     return kills.kills(arguments, ["prefix"], folder, count, seed)
 
 
-def _real_arguments(data: str, name: str, method: str, run: Path) -> list[str]:
-    return toy.real_arguments(data, run, name)
+def _stall(name: str, folder: Path, count: int, seed: int, data: str) -> Iterator[dict[str, Any]]:
+    from tools.crashes import stall
+
+    for method in toy.METHODS:
+        share = stall.share(data, method, folder / method)
+        yield {"stalled": method, "per_mille": round(1000 * share, 2)}
 
 
 def _repeats(name: str, folder: Path, count: int, seed: int) -> Iterator[dict[str, Any]]:
@@ -70,11 +75,11 @@ def _arguments(name: str, folder: Path):
     inputs = folder / "inputs"
     inputs.mkdir()
     tiny_run.write_inputs(inputs)
-    return lambda method, run: toy.arguments(inputs, run, name, method)
+    return lambda method, run: toy.command(inputs, run, name, toy.settings(method), inputs / "tiny.gguf")
 
 
 CUT_OFF_AT = 150  # an operation on the disk, after which several snapshots have been taken
-PARTS = {"kills": _kills, "real": _real, "repeats": _repeats, "files": _files}
+PARTS = {"kills": _kills, "real": _real, "repeats": _repeats, "files": _files, "stall": _stall}
 
 if __name__ == "__main__":
     main()
