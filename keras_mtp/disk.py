@@ -31,6 +31,11 @@ class Disk:
         """Makes a file."""
         path.write_bytes(data)
 
+    def append(self, path: Path, data: bytes) -> None:
+        """Adds to a file, or makes it."""
+        with path.open("ab") as file:
+            file.write(data)
+
     def write_tensors(self, path: Path, arrays: "Mapping[str, np.ndarray]") -> None:
         """Makes a safetensors file, without a second copy of it in memory.
 

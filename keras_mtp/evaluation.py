@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -23,6 +24,7 @@ from keras_mtp.data.targets import head_targets, pad
 from keras_mtp.data.tokenizer import Tokenizer
 from keras_mtp.errors import UserError
 from keras_mtp.generation.generator import Generator
+from keras_mtp.journal import Journal
 from keras_mtp.losses import score_rows
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
 from keras_mtp.recipe import EvaluationRecipe, Recipe
@@ -171,13 +173,15 @@ class TaskEvaluation:
             rows=-(-batch_size // ROWS) * ROWS,
         )
 
-    def __call__(self) -> TaskScore:
+    def __call__(self, journal: Journal | None = None) -> TaskScore:
+        """Asks all items; answers that are in the journal are not made again."""
+        journal = journal or Journal()
         prompts = [_prompt(example, self.tokenizer) for example in self.examples]
         width = max((len(prompt) for prompt in prompts), default=0)
         completions: list[str] = []
         for start in range(0, len(prompts), self.batch_size):
             batch = prompts[start : start + self.batch_size]
-            tokens = self.generator(batch, pad_to=width)
+            tokens = journal.piece(batch, partial(self.generator, batch, pad_to=width))
             completions += [self.tokenizer.decode(ids) for ids in tokens]
         said = list(zip(self.examples, completions, strict=True))
         further = [self.task.further_scores(*item) for item in said] or [{}]

@@ -19,6 +19,7 @@ from keras_mtp.data.splits import split_held_out
 from keras_mtp.divergence import written_down
 from keras_mtp.evaluation import judges, write_answers, write_held_out
 from keras_mtp.generation.own_answers import own_answers
+from keras_mtp.journal import Journal
 from keras_mtp.metrics import MetricsLog, probe_columns
 from keras_mtp.models import tuned_weights
 from keras_mtp.models.backbone import base_info
@@ -85,14 +86,17 @@ def _run(recipe: Recipe, folder: Path, screen: Console, callbacks: Sequence) -> 
     training, held_out = split_held_out(encoded.examples, recipe.evaluation.limit)
     require_a_batch(training, recipe.training.batch_size)
     if recipe.data.answers == "model":
-        training = _own_answers(model, training, recipe, screen)
+        training = _own_answers(model, training, recipe, screen, snapshots.journal("own"))
     if recipe.heads.purpose == "speed":
         model.draft_vocabulary = most_frequent(training, recipe.heads.draft_vocabulary)
     judge_held_out, judge_task = judges(model, tokenizer, task, held_out, recipe)
 
     judged = f"{len(held_out)} held-out examples, {len(judge_task.examples)} test items"
     screen.print(snapshots.going_on or f"before: {judged}")
-    before = snapshots.before = snapshots.before or (judge_held_out(), judge_task())
+    before = snapshots.before = snapshots.before or (
+        judge_held_out(),
+        judge_task(snapshots.journal("before")),
+    )
     probed = probe_columns(model.head_names) if recipe.training.probe_every else ()
     log = MetricsLog(folder / METRICS, model.head_names, probed, snapshots.record)
     bar = ProgressBar(log, recipe, screen)
@@ -104,7 +108,7 @@ def _run(recipe: Recipe, folder: Path, screen: Console, callbacks: Sequence) -> 
         folder / CHECKPOINT, model, trained.optimizer.variables, base=base, steps=trained.kept_step
     )
     screen.print(f"after (weights of step {trained.kept_step}): {judged}")
-    after = judge_held_out(), judge_task()
+    after = judge_held_out(), judge_task(snapshots.journal("after"))
 
     write_held_out(folder / HELD_OUT, held_out, before[0], after[0])
     write_answers(folder / ANSWERS, judge_task.examples, before[1], after[1])
@@ -134,7 +138,7 @@ def _run(recipe: Recipe, folder: Path, screen: Console, callbacks: Sequence) -> 
 
 
 def _own_answers(
-    model: MTPCausalLM, training: Sequence[Encoded], recipe: Recipe, screen: Console
+    model: MTPCausalLM, training: Sequence[Encoded], recipe: Recipe, screen: Console, journal: Journal
 ) -> list[Encoded]:
     """What heads that draft learn from, where the recipe wants the model's own answers."""
     count = min(recipe.training.steps * recipe.training.batch_size, len(training))
@@ -146,4 +150,5 @@ def _own_answers(
         seed=recipe.training.seed,
         max_tokens=recipe.data.max_tokens,
         batch_size=recipe.evaluation.batch_size,
+        journal=journal,
     )

@@ -37,15 +37,16 @@ LOCK = ".lock"
 def require_new(folder: Path) -> None:
     """Raises a `UserError` if a run cannot be made in `folder`: it holds a finished one, or is no folder.
 
-    A new recipe beside an old checkpoint would be a run that never was. One that was cut off, and left snapshots, can go on.
+    A new recipe beside an old checkpoint would be a run that never was. One that was cut off left snapshots, which
+    are the last to go, and can go on.
     """
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir():
         raise UserError(
             f"`--run` must be a folder that can be made. Received: {folder}, and {existing} is a file. Give another."
         )
-    for name in (REPORT, CHECKPOINT):
-        if (folder / name).exists() and not (name == CHECKPOINT and (folder / SNAPSHOTS).is_dir()):
+    for name in (REPORT, CHECKPOINT) if not (folder / SNAPSHOTS).is_dir() else ():
+        if (folder / name).exists():
             raise UserError(
                 f"The run's folder must be a new one. Received: {folder}, which holds `{name}` already. "
                 "Give another folder, or remove this one."

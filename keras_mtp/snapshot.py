@@ -7,6 +7,7 @@
         before.json             what the model was worth before training
         metrics.csv             the record so far
         position.json           stage, step, and what must be the same when the run goes on
+      before.jsonl, after.jsonl, own.jsonl     answers to the test items and for training, as they are made (journal.py)
 
 Nothing else shapes what follows. The data's order is a function of (seed, stage, step), as is every schedule; no random number is
 drawn while a run trains; which evaluation was best, and how long none was better, can be read off the record.

@@ -6,18 +6,21 @@ the newest whole one counts; they go once the run is finished.
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import keras
 
 from keras_mtp import checkpoint, signals, snapshot
 from keras_mtp.callbacks import BestHeldOut
 from keras_mtp.data.encoding import Encoded
-from keras_mtp.disk import remove_tree, remove_whole
+from keras_mtp.disk import remove_whole
 from keras_mtp.errors import Interrupted, UserError
+from keras_mtp.journal import Journal
 from keras_mtp.memory import Clock
 from keras_mtp.metrics import MetricsLog
 from keras_mtp.models.backbone import BaseInfo
@@ -56,6 +59,7 @@ class Snapshots:
         self.continued = self.found.position.continued + 1 if self.found else 0
         clock.earlier = self.found.position.seconds if self.found else 0.0
         self.examples = ""
+        self._about = dict(_lasting(recipe)) | {"base": base.sha256, "backend": keras.config.backend()}
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
         self._writing: Future | None = None
         self._signals = contextlib.ExitStack()
@@ -70,6 +74,11 @@ class Snapshots:
         self._writer.shutdown()  # once the last is written
         if kind is None:
             self.wait()
+
+    def journal(self, name: str) -> Journal:
+        """Of answers that the run makes, by what they are; whoever has it cut off finds them there."""
+        about = json.dumps(self._about | {"answers": name}, sort_keys=True)
+        return Journal(self.folder / f"{name}.jsonl" if self.every else None, about)
 
     @property
     def going_on(self) -> str:
@@ -155,7 +164,7 @@ class Snapshots:
 
     def remove(self) -> None:
         """Removes them all, once the run is finished."""
-        remove_tree(self.folder)
+        remove_whole(self.folder)
 
 
 class StageSnapshots(keras.callbacks.Callback):
@@ -238,13 +247,18 @@ class StageSnapshots(keras.callbacks.Callback):
 
 def _require_same(recipe: Recipe, folder: Path) -> None:
     """Raises a `UserError` if the run in a folder was begun by another recipe, how often snapshots are taken aside."""
-    begun, wanted = (dict(flat(asdict(each))) for each in (load_recipe(folder / RECIPE), recipe))
+    begun, wanted = (dict(_lasting(each)) for each in (load_recipe(folder / RECIPE), recipe))
     for key, value in wanted.items():
-        if value != begun[key] and not key.startswith("training.snapshot"):
+        if value != begun[key]:
             raise UserError(
                 f"The run in {folder} was cut off and can go on only by its own recipe. Received: {key}={value!r:.80}, and there it is "
                 f"{begun[key]!r:.80}. Give it so, or give another folder."
             )
+
+
+def _lasting(recipe: Recipe) -> Iterator[tuple[str, Any]]:
+    """The recipe's fields that shape the result."""
+    return ((key, value) for key, value in flat(asdict(recipe)) if not key.startswith("training.snapshot"))
 
 
 def _sha256(examples: Sequence[Encoded]) -> str:

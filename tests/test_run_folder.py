@@ -78,7 +78,9 @@ def test_a_run_that_was_cut_off_may_go_on(tmp_path):
     for name in ("checkpoint", "snapshots"):
         (tmp_path / name).mkdir()
     run_folder.require_new(tmp_path)
-    (tmp_path / "report.json").touch()
+    (tmp_path / "report.json").touch()  # killed just before the end
+    run_folder.require_new(tmp_path)
+    (tmp_path / "snapshots").rmdir()
     with pytest.raises(UserError, match="must be a new one"):
         run_folder.require_new(tmp_path)
 

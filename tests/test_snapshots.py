@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from keras_mtp import pipeline
 from keras_mtp.errors import Diverged, Interrupted, UserError
+from keras_mtp.generation.generator import Generator
 from tests import tiny_run
 
 CHANGES = {
@@ -126,11 +127,37 @@ def cut(inputs, tmp_path):
         pipeline.run(
             tiny_run.recipe(inputs, **CHANGES), tmp_path / "run", progress=False, callbacks=[CutOff(7)]
         )
-    assert sorted(p.name for p in (tmp_path / "run/snapshots").iterdir()) == [
+    assert sorted(p.name for p in (tmp_path / "run/snapshots").glob("*-*")) == [
         "joint-00000002",
         "joint-00000004",
     ]
     return tmp_path / "run"
+
+
+@pytest.mark.any_backend
+def test_answers_are_not_made_again(inputs, whole, tmp_path, monkeypatch):
+    """Neither those before training, which a snapshot keeps, nor those of a run that is cut off while it judges."""
+    asked, left = [], [0]
+
+    def asking(generator, batch, pad_to=None, answer=Generator.__call__):
+        left[0] -= 1
+        if left[0] < 0:
+            raise ConnectionError("cut off")
+        asked.append(batch)
+        return answer(generator, batch, pad_to)
+
+    settings = CHANGES | {"evaluation__test_limit": 3, "evaluation__batch_size": 1}
+    recipe = tiny_run.recipe(inputs, **settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(Generator, "__call__", asking)
+        for most in (2, 2, 1):
+            left[0] = most
+            with pytest.raises(ConnectionError):
+                pipeline.run(recipe, tmp_path / "run", progress=False)
+        left[0] = 99
+        pipeline.run(recipe, tmp_path / "run", progress=False)
+    assert len(asked) == 6 and asked[:3] == asked[3:]  # three before training, three after
+    _require_same(tmp_path / "run", whole(**settings))
 
 
 @pytest.mark.any_backend
@@ -147,7 +174,7 @@ def test_a_damaged_snapshot_is_left_for_the_one_before(inputs, whole, cut, capsy
 
 @pytest.mark.any_backend
 def test_nothing_whole_left(inputs, cut):
-    for snapshot in (cut / "snapshots").iterdir():
+    for snapshot in (cut / "snapshots").glob("*-*"):
         (snapshot / "position.json").unlink()
     with pytest.raises(UserError, match=r"No snapshot in .* is whole"):
         pipeline.run(tiny_run.recipe(inputs, **CHANGES), cut, progress=False)
@@ -211,7 +238,7 @@ def test_a_loss_that_is_no_number_ends_the_run(inputs, tmp_path):
     assert found["stage"] == "joint" and len(found["examples"]) == recipe.training.batch_size
     rows = _record(tmp_path / "run")
     assert rows[-1][:2] == ["joint", str(found["step"])]
-    for snapshot in (tmp_path / "run/snapshots").iterdir():
+    for snapshot in (tmp_path / "run/snapshots").glob("*-*"):
         for file in ("trained", "optimizer"):
             arrays = load_file(snapshot / f"{file}.safetensors").values()
             assert all(np.isfinite(array).all() for array in arrays)

@@ -6,11 +6,13 @@ learn another distribution than the one they are judged by (Cai et al. 2024, Med
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 
 import keras
 import numpy as np
 
 from keras_mtp.data.encoding import Encoded
+from keras_mtp.journal import Journal
 
 
 def own_answers(
@@ -21,6 +23,7 @@ def own_answers(
     seed: int,
     max_tokens: int,
     batch_size: int,
+    journal: Journal | None = None,
 ) -> list[Encoded]:
     """Lets a model answer the examples' prompts greedily, by `head_1`.
 
@@ -30,11 +33,13 @@ def own_answers(
         count: answer at most so many examples, drawn by `seed`: all that a training will look at, and no more.
         max_tokens: longest example; an answer that would pass it is cut, and has no end token then.
         batch_size: prompts answered together.
+        journal: answers that are in it are not made again.
 
     Returns:
         The answered examples in their old order, each with the model's answer in place of its last one. Only that answer is
         to be learnt; earlier turns of the assistant are as the data have them.
     """
+    journal = journal or Journal()
     drawn = np.random.default_rng([seed, *b"own answers"]).permutation(len(examples))[:count]
     prompts = {int(i): examples[i].prompt_ids for i in np.sort(drawn)}
     # As long as any may become, so that one loop is compiled; one token more, to tell what ended from what is to be cut.
@@ -44,9 +49,9 @@ def own_answers(
     order = sorted(prompts, key=lambda i: len(prompts[i]))
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        said = model.generate(
-            [prompts[i] for i in chosen], max_new_tokens=longest, stop_ids=model.tokenizer.eos_ids
-        )
+        asked = [prompts[i] for i in chosen]
+        say = partial(model.generate, asked, max_new_tokens=longest, stop_ids=model.tokenizer.eos_ids)
+        said = journal.piece(asked, say)
         for i, answer in zip(chosen, said, strict=True):
             ids = np.array([*prompts[i], *answer, end][:max_tokens], "int32")
             is_answer = np.arange(len(ids)) >= len(prompts[i])

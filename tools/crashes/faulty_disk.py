@@ -30,6 +30,12 @@ class FaultyDisk(Disk):
             self.fault(path)
         super().write(path, data)
 
+    def append(self, path, data):
+        if self._is_next("write"):
+            super().append(path, data[: len(data) // 2])
+            self.fault(path)
+        super().append(path, data)
+
     def write_tensors(self, path, arrays):
         if self._is_next("write"):
             super().write_tensors(path, arrays)

@@ -66,6 +66,8 @@ def _killed_again_and_again(
         if code == 0:
             return
         _require(code == -signal.SIGKILL, run)
+        if (run / "report.json").exists() and not (run / "snapshots").exists():
+            return  # it had been finished
         yield any(run.glob("*.partial")) or any(run.glob("snapshots/*.partial"))
     _require(_finish(arguments, run, None) == 0, run)
 
