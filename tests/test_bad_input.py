@@ -374,6 +374,7 @@ cli.main()
         "recipe.toml",
         "base_licence.txt",
         "metrics.csv",
+        "snapshots",  # so that it can go on once there is room
     }
 
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from keras_mtp import pipeline
+from keras_mtp import disk, pipeline
 from keras_mtp.errors import Diverged, Interrupted, UserError
 from keras_mtp.generation.generator import Generator
 from tests import tiny_run
+from tools.crashes.faulty_disk import FaultyDisk, broken, full
 
 CHANGES = {
     "training__steps": 7,
@@ -170,6 +171,21 @@ def test_a_damaged_snapshot_is_left_for_the_one_before(inputs, whole, cut, capsy
     said = " ".join(capsys.readouterr().err.split())
     assert "optimizer.safetensors is missing or damaged" in said and "goes on after step 2" in said
     _require_same(cut, whole(**CHANGES))
+
+
+@pytest.mark.any_backend
+@pytest.mark.parametrize("fault", [full, broken])
+def test_a_disk_that_takes_nothing_for_a_while(inputs, whole, tmp_path, monkeypatch, fault):
+    recipe = tiny_run.recipe(inputs, **CHANGES)
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "DISK", FaultyDisk(80, fault))
+        with pytest.raises(
+            UserError, match=r"The checkpoint must be written to .*snapshots.*was written before is still"
+        ):
+            pipeline.run(recipe, tmp_path / "run", progress=False)
+    assert not list((tmp_path / "run/snapshots").glob("*.partial"))
+    pipeline.run(recipe, tmp_path / "run", progress=False)
+    _require_same(tmp_path / "run", whole(**CHANGES))
 
 
 @pytest.mark.any_backend
