@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 from keras_mtp import tuning
 from keras_mtp.errors import UserError
+from keras_mtp.untrusted import open_plain
 
 _LARGEST_FILE = 1 << 20  # bytes; more is no recipe
 _TYPES: dict[Any, str] = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
@@ -506,7 +507,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
             f"Available: {', '.join(known)}."
         )
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             content = file.read(_LARGEST_FILE + 1)
         text = content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -603,7 +604,7 @@ def from_tables(tables: Mapping[str, Any]) -> Recipe:
             values[key] = dataclasses.replace(sections[key], **value)
         else:
             raise UserError(
-                f"`{key}` must be a table: [{key}] and its fields below. Received: {key}={value!r}."
+                f"`{key}` must be a table: [{key}] and its fields below. Received: {key}={value!r:.80}."
             )
     return Recipe(**values)
 

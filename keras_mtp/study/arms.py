@@ -25,8 +25,10 @@ from typing import Any
 
 from keras_mtp.errors import UserError
 from keras_mtp.recipe import Recipe, flat, shipped_files, updated
+from keras_mtp.untrusted import open_plain
 
 Settings = dict[str, Any]  # {"heads.count": 1}: fields of a recipe by dotted key
+_LARGEST_FILE = 1 << 20  # bytes
 _KEYS = ("baseline", "pairs", "tuning_seeds", "grid", "arms")
 
 
@@ -90,7 +92,12 @@ def load_arms(name_or_path: str | Path, recipe: Recipe) -> Arms:
     known = available_arms()
     path = known.get(str(name_or_path), Path(name_or_path))
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        with open_plain(path) as file:
+            text = file.read(_LARGEST_FILE + 1)
+        _require(len(text) <= _LARGEST_FILE, f"An arms file must be at most 1 MiB of TOML. Received: {path}.")
+        tables = tomllib.loads(text.decode("utf-8"))
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(
             f"No arms named {str(name_or_path)!r}, nor a file that can be read. Available: {', '.join(known)}."
