@@ -27,7 +27,6 @@ from keras_mtp.recipe import (
     with_options,
 )
 
-
 _LONGEST_LINE = 800  # characters of an error
 
 

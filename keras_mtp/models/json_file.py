@@ -1,6 +1,6 @@
 """JSON that others wrote: read whole and bounded, its values checked as they are asked for.
 
-Reference: RFC 8259, which leaves NaN out and duplicate names undefined; both are refused.
+Reference: RFC 8259, which leaves NaN out and duplicate names undefined; both are refused, and so is half a surrogate pair.
 """
 
 import json
@@ -92,6 +92,10 @@ def parse_json(text: str, place: str) -> dict[str, Any]:
     try:
         content = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
         _refuse_depth(content)
+        if "\\u" in text:
+            json.dumps(content, ensure_ascii=False).encode()  # fails on half a surrogate pair
+    except UnicodeEncodeError as error:
+        raise UserError(f"{place} holds half a surrogate pair, which is no text. Download it again.") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{place} is not valid JSON: {error}. Download it again.") from error
     if not isinstance(content, dict):
