@@ -50,7 +50,8 @@ class _Commands(click.Group):
         except UserError as error:
             raise _Mistake(_one_line(str(error))) from error
         except OSError as error:  # a folder that may not be read or written, a full disk
-            raise _Mistake(f"{error.strerror or error}: {error.filename or 'a file of the run'}") from error
+            said = f"{error.strerror or error}: {error.filename or 'a file of the run'}"
+            raise _Mistake(_one_line(said)) from error
         except KeyboardInterrupt:
             click.echo("\nInterrupted.", err=True)
             sys.exit(130)

@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 from keras_mtp.errors import UserError
 
+_LONGEST_NAME = 255  # bytes; more is an error of the system wherever the name is used
 _SUBFOLDERS = (Path(), Path("assets"), Path("assets", "tokenizer"))  # all that is ever read from
 
 
@@ -35,6 +36,11 @@ def open_plain(path: str | Path) -> BinaryIO:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     raise OSError(errno.EINVAL, "a pipe or a device, not a plain file", str(path))
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a name that stands in a file can only be that of a file in its own folder."""
+    return Path(name).name == name and len(os.fsencode(name)) <= _LONGEST_NAME
 
 
 def leads_out(path: Path, folder: Path) -> bool:

@@ -9,7 +9,6 @@ dies; more than a second of computing is a hang. Input number n of a reader is a
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -26,9 +25,15 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=100_000, help="inputs in all, shared by the readers")
     parser.add_argument("--quick", action="store_true", help="5,000 inputs")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--reader", choices=READERS, action="append", help="this one alone; may be given several times")
-    parser.add_argument("--only", type=int, metavar="N", help="with --reader: only this input, in this process")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the counts there, and go on from them")
+    parser.add_argument(
+        "--reader", choices=READERS, action="append", help="this one alone; may be given several times"
+    )
+    parser.add_argument(
+        "--only", type=int, metavar="N", help="with --reader: only this input, in this process"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="keep the counts there, and go on from them"
+    )
     options = parser.parse_args()
     names = options.reader or list(READERS)
     if options.only is not None:

@@ -101,6 +101,10 @@ def read_sizes(file: GGUFFile) -> LlamaSizes:
     )
     if problem := sizes.problem():
         file.refuse(problem)
+    if (stated := _whole(file, "vocab_size", sizes.vocabulary_size)) != sizes.vocabulary_size:
+        file.refuse(
+            f"`llama.vocab_size` is {stated}, but `tokenizer.ggml.tokens` has {sizes.vocabulary_size}"
+        )
     for key in ("attention.key_length", "attention.value_length", "rope.dimension_count"):
         if _whole(file, key, sizes.head_dim) != sizes.head_dim:
             file.refuse(f"`llama.{key}` must be {sizes.head_dim}, the hidden units per head")

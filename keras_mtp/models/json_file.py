@@ -95,7 +95,9 @@ def parse_json(text: str, place: str) -> dict[str, Any]:
         if "\\u" in text:
             json.dumps(content, ensure_ascii=False).encode()  # fails on half a surrogate pair
     except UnicodeEncodeError as error:
-        raise UserError(f"{place} holds half a surrogate pair, which is no text. Download it again.") from error
+        raise UserError(
+            f"{place} holds half a surrogate pair, which is no text. Download it again."
+        ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{place} is not valid JSON: {error}. Download it again.") from error
     if not isinstance(content, dict):

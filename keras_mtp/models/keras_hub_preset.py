@@ -20,6 +20,7 @@ from keras_mtp.models.hdf5_weights import read_shapes
 from keras_mtp.models.json_file import Settings, read_json
 from keras_mtp.models.licence import Licence, read_licence
 from keras_mtp.models.llama import LlamaSizes, RopeScaling, weight_shapes
+from keras_mtp.untrusted import is_plain_name
 
 if TYPE_CHECKING:
     import keras_hub
@@ -195,6 +196,6 @@ def _weight_files(folder: Path, refuse: Any) -> tuple[Path, list[Path]]:
     if not flat:
         refuse(f"{INDEX} has no `weight_map`")
     for name in flat:
-        if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
+        if not isinstance(name, str) or not is_plain_name(name) or not (folder / name).is_file():
             refuse(f"{INDEX} names {name!r:.80}, which is no file of this folder")
     return index, [folder / name for name in sorted(set(flat))]

@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from keras_mtp.models.json_file import parse_json, read_json
-from keras_mtp.untrusted import leads_out, open_plain
+from keras_mtp.untrusted import is_plain_name, leads_out, open_plain
 
 _LARGEST_HEADER = 16 << 20  # bytes; of 300 tensors it has 30,000
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -114,7 +114,7 @@ def _check_header(path: Path, refuse: Callable[[str], NoReturn]) -> None:
 
 def _check_inside(folder: Path, name: str, refuse: Callable[[str], NoReturn]) -> None:
     """An index may name only files of its own folder, and those may not be links that lead out of it."""
-    if Path(name).name != name or not name.endswith(".safetensors"):
+    if not is_plain_name(name) or not name.endswith(".safetensors"):
         refuse(f"{INDEX} names {name!r:.80}, which is no safetensors file of this folder")
     if not (folder / name).is_file():
         refuse(f"{name:.80} is missing; download it again")

@@ -41,7 +41,11 @@ class Counts:
     hangs: list[Any] = dataclasses.field(default_factory=list)
 
     def add(self, other: "Counts") -> None:
-        self.inputs, self.clean, self.refused = self.inputs + other.inputs, self.clean + other.clean, self.refused + other.refused
+        self.inputs, self.clean, self.refused = (
+            self.inputs + other.inputs,
+            self.clean + other.clean,
+            self.refused + other.refused,
+        )
         self.crashes = (self.crashes + other.crashes)[:100]
         self.hangs = (self.hangs + other.hangs)[:100]
 
@@ -113,12 +117,21 @@ def table(counts: dict[str, Counts]) -> str:
     """The counts as a table in Markdown."""
     rows = [[name, c.inputs, c.clean, c.refused, len(c.crashes), len(c.hangs)] for name, c in counts.items()]
     rows.append(["all", *(sum(row[i] for row in rows) for i in range(1, 6))])
-    lines = ["| reader | inputs | read | refused | crashes | hangs |", "| --- | ---: | ---: | ---: | ---: | ---: |"]
-    lines += ["| " + " | ".join(f"{cell:,}" if isinstance(cell, int) else cell for cell in row) + " |" for row in rows]
+    lines = [
+        "| reader | inputs | read | refused | crashes | hangs |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    lines += [
+        "| " + " | ".join(f"{cell:,}" if isinstance(cell, int) else cell for cell in row) + " |"
+        for row in rows
+    ]
     for name, count in counts.items():
         kinds = Counter(seen[1][:100] for seen in count.crashes + count.hangs)
         first = {seen[1][:100]: seen[0] for seen in reversed(count.crashes + count.hangs)}
-        lines += [f"{name}: {times} x {kind} (first: --reader {name} --only {first[kind]})" for kind, times in kinds.items()]
+        lines += [
+            f"{name}: {times} x {kind} (first: --reader {name} --only {first[kind]})"
+            for kind, times in kinds.items()
+        ]
     return "\n".join(lines)
 
 

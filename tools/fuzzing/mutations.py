@@ -11,9 +11,41 @@ from typing import Any
 import numpy as np
 
 Generator = np.random.Generator
-EDGES = (0, 1, 2, 3, 7, 8, 127, 128, 255, 256, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**53, 2**62)
+EDGES = (
+    0,
+    1,
+    2,
+    3,
+    7,
+    8,
+    127,
+    128,
+    255,
+    256,
+    2**15,
+    2**16 - 1,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**32,
+    2**53,
+    2**62,
+)
 EDGES = (*EDGES, 2**63 - 1, 2**63, 2**64 - 1)
-BYTES = (b"\0", b"\xff", b"\xff\xfe", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\n", b"\r\n", b'"', b"\\", b"../../etc/passwd", b"{", b"[" * 300)
+BYTES = (
+    b"\0",
+    b"\xff",
+    b"\xff\xfe",
+    b"\xef\xbb\xbf",
+    b"\xed\xa0\x80",
+    b"\n",
+    b"\r\n",
+    b'"',
+    b"\\",
+    b"../../etc/passwd",
+    b"{",
+    b"[" * 300,
+)
 # What JSON may hold in a value's place; written as they stand.
 VALUES = (
     *("null", "true", "false", "0", "-1", "1", "1.5", "-0.0", "1e999", "1e-999", "NaN", "-Infinity", '""', '"x"', '"\\ud800"'),

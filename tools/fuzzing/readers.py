@@ -74,7 +74,11 @@ def _gguf_metadata(folder: Path) -> None:
 def _in_gguf(value: Any) -> bool:
     """Whether a GGUF file can hold such a value: numbers of 64 bits, texts, flat lists of one type."""
     if isinstance(value, list):
-        return len({type(item) for item in value}) == 1 and not isinstance(value[0], list) and all(map(_in_gguf, value))
+        return (
+            len({type(item) for item in value}) == 1
+            and not isinstance(value[0], list)
+            and all(map(_in_gguf, value))
+        )
     if isinstance(value, str):
         return not any("\ud800" <= char <= "\udfff" for char in value)
     return isinstance(value, float) or (isinstance(value, int) and -(2**63) <= value < 2**64)
@@ -182,26 +186,50 @@ def _refuse(reason: str) -> Any:
 READERS = {
     "gguf": Reader(file="x.gguf", kind="gguf", prepare=samples.small_gguf, read=_gguf),
     "gguf_model": Reader(file="x.gguf", kind="gguf", prepare=samples.gguf, read=_gguf_model),
-    "gguf_metadata": Reader(file="metadata.json", kind="values", prepare=samples.gguf_metadata, read=_gguf_metadata),
-    "gguf_sentencepiece": Reader(file="metadata.json", kind="values", prepare=samples.gguf_sentencepiece, read=_gguf_metadata),
-    "safetensors": Reader(file="model.safetensors", kind="safetensors", prepare=samples.safetensors, read=_safetensors),
-    "safetensors_index": Reader(
-        file="model.safetensors.index.json", kind="json", prepare=samples.safetensors_shards, read=_safetensors
+    "gguf_metadata": Reader(
+        file="metadata.json", kind="values", prepare=samples.gguf_metadata, read=_gguf_metadata
     ),
-    "hugging_face": Reader(file="model.safetensors", kind="safetensors", prepare=samples.hugging_face, read=_hugging_face),
-    "hugging_face_config": Reader(file="config.json", kind="json", prepare=samples.hugging_face, read=_config),
-    "hugging_face_tokenizer": Reader(file="tokenizer.json", kind="json", prepare=samples.hugging_face, read=_tokenizer),
-    "tokenizer_config": Reader(file="tokenizer_config.json", kind="json", prepare=samples.hugging_face, read=_tokenizer),
+    "gguf_sentencepiece": Reader(
+        file="metadata.json", kind="values", prepare=samples.gguf_sentencepiece, read=_gguf_metadata
+    ),
+    "safetensors": Reader(
+        file="model.safetensors", kind="safetensors", prepare=samples.safetensors, read=_safetensors
+    ),
+    "safetensors_index": Reader(
+        file="model.safetensors.index.json",
+        kind="json",
+        prepare=samples.safetensors_shards,
+        read=_safetensors,
+    ),
+    "hugging_face": Reader(
+        file="model.safetensors", kind="safetensors", prepare=samples.hugging_face, read=_hugging_face
+    ),
+    "hugging_face_config": Reader(
+        file="config.json", kind="json", prepare=samples.hugging_face, read=_config
+    ),
+    "hugging_face_tokenizer": Reader(
+        file="tokenizer.json", kind="json", prepare=samples.hugging_face, read=_tokenizer
+    ),
+    "tokenizer_config": Reader(
+        file="tokenizer_config.json", kind="json", prepare=samples.hugging_face, read=_tokenizer
+    ),
     "model_card": Reader(file="README.md", kind="text", prepare=samples.hugging_face, read=_licence),
     "preset_config": Reader(file="config.json", kind="json", prepare=samples.preset, read=_preset),
     "preset_weights": Reader(file="model.weights.h5", kind="bytes", prepare=samples.preset, read=_preset),
-    "preset_tokenizer": Reader(file="tokenizer.json", kind="json", prepare=samples.preset, read=_preset_tokenizer),
+    "preset_tokenizer": Reader(
+        file="tokenizer.json", kind="json", prepare=samples.preset, read=_preset_tokenizer
+    ),
     "preset_vocabulary": Reader(
         file="assets/tokenizer/vocabulary.json", kind="json", prepare=samples.preset, read=_preset_tokenizer
     ),
-    "preset_merges": Reader(file="assets/tokenizer/merges.txt", kind="text", prepare=samples.preset, read=_preset_tokenizer),
+    "preset_merges": Reader(
+        file="assets/tokenizer/merges.txt", kind="text", prepare=samples.preset, read=_preset_tokenizer
+    ),
     "preset_sentencepiece": Reader(
-        file="assets/tokenizer/vocabulary.spm", kind="bytes", prepare=samples.preset_sentencepiece, read=_preset_tokenizer
+        file="assets/tokenizer/vocabulary.spm",
+        kind="bytes",
+        prepare=samples.preset_sentencepiece,
+        read=_preset_tokenizer,
     ),
     "chat_template": Reader(
         file="x.jinja", kind="text", prepare=samples.template, read=_template, seeds=samples.TEMPLATES

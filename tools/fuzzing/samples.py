@@ -28,7 +28,11 @@ def small_gguf(folder: Path) -> None:
     writer.add_array("a.texts", ["one", "two", "three"])
     writer.add_array("a.numbers", [1, 2, 3])
     writer.add_tensor("x", np.ones((4, 32), "float32"))
-    writer.add_tensor("y", gguf.quants.quantize(np.ones((2, 64), "float32"), gguf.GGMLQuantizationType.Q4_0), raw_dtype=gguf.GGMLQuantizationType.Q4_0)
+    writer.add_tensor(
+        "y",
+        gguf.quants.quantize(np.ones((2, 64), "float32"), gguf.GGMLQuantizationType.Q4_0),
+        raw_dtype=gguf.GGMLQuantizationType.Q4_0,
+    )
     _write_out(writer)
 
 
@@ -36,7 +40,9 @@ def gguf(folder: Path) -> None:
     """A whole tiny Llama."""
     from tests.tiny_gguf import write_tiny_gguf
 
-    write_tiny_gguf(folder / "x.gguf", num_layers=1, hidden=8, heads=2, kv_heads=1, inner=8, vocabulary=["has"])
+    write_tiny_gguf(
+        folder / "x.gguf", num_layers=1, hidden=8, heads=2, kv_heads=1, inner=8, vocabulary=["has"]
+    )
 
 
 def gguf_metadata(folder: Path) -> None:
@@ -51,9 +57,24 @@ def gguf_sentencepiece(folder: Path) -> None:
     """The same with Llama 2's kind of tokenizer."""
     gguf_metadata(folder)
     metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "h", "a", "ha", *"sTompleiO4"]
+    pieces = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "▁",
+        "h",
+        "a",
+        "ha",
+        *"sTompleiO4",
+    ]
     pieces = pieces[: metadata["llama.vocab_size"]]
-    keys = {"tokens": pieces, "scores": [-float(n) for n in range(len(pieces))], "model": "llama", "pre": "default"}
+    keys = {
+        "tokens": pieces,
+        "scores": [-float(n) for n in range(len(pieces))],
+        "model": "llama",
+        "pre": "default",
+    }
     keys["token_type"] = [2, 3, 3, *[6] * 256, *[1] * (len(pieces) - 259)]  # as `Kind` has them
     metadata |= {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
     for key in ("merges", "unknown_token_id", "bos_token_id", "eos_token_id", "padding_token_id"):
@@ -64,7 +85,9 @@ def gguf_sentencepiece(folder: Path) -> None:
 def safetensors(folder: Path) -> None:
     from safetensors.numpy import save_file
 
-    arrays = {f"layer.{n}": np.ones((2, n + 1), "float32") for n in range(3)} | {"half": np.ones(3, "float16")}
+    arrays = {f"layer.{n}": np.ones((2, n + 1), "float32") for n in range(3)} | {
+        "half": np.ones(3, "float16")
+    }
     save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -92,37 +115,92 @@ def hugging_face(folder: Path) -> None:
         "max_position_embeddings": 64, "eos_token_id": 2,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
-    shapes = {"embed_tokens": (700, 8), "norm": (8,), "layers.0.input_layernorm": (8,), "layers.0.post_attention_layernorm": (8,)}
+    shapes = {
+        "embed_tokens": (700, 8),
+        "norm": (8,),
+        "layers.0.input_layernorm": (8,),
+        "layers.0.post_attention_layernorm": (8,),
+    }
     parts = {"q_proj": (8, 8), "k_proj": (4, 8), "v_proj": (4, 8), "o_proj": (8, 8)}
     shapes |= {f"layers.0.self_attn.{name}": shape for name, shape in parts.items()}
-    shapes |= {f"layers.0.mlp.{name}_proj": (8, 12) if name == "down" else (12, 8) for name in ("gate", "up", "down")}
-    save_file({f"model.{name}.weight": np.ones(shape, "float16") for name, shape in shapes.items()}, folder / "model.safetensors")
+    shapes |= {
+        f"layers.0.mlp.{name}_proj": (8, 12) if name == "down" else (12, 8) for name in ("gate", "up", "down")
+    }
+    save_file(
+        {f"model.{name}.weight": np.ones(shape, "float16") for name, shape in shapes.items()},
+        folder / "model.safetensors",
+    )
     content = _small_vocabulary(json.loads(tiny_tokenizers.byte_level("smollm")))
     (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
-    special = {"bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>"}, "pad_token": None, "add_bos_token": False}
-    added = {str(token["id"]): {"content": token["content"], "special": True} for token in content["added_tokens"]}
+    special = {
+        "bos_token": "<|im_start|>",
+        "eos_token": {"content": "<|im_end|>"},
+        "pad_token": None,
+        "add_bos_token": False,
+    }
+    added = {
+        str(token["id"]): {"content": token["content"], "special": True} for token in content["added_tokens"]
+    }
     template = [{"name": "default", "template": TEMPLATES[0].decode()}]
     extra = {"added_tokens_decoder": added, "chat_template": template, "model_max_length": 64}
     (folder / "tokenizer_config.json").write_text(json.dumps(special | extra))
     (folder / "generation_config.json").write_text('{"eos_token_id": [2, 0]}')
-    (folder / "README.md").write_text("---\nlicense: other\nlicense_name: 'llama3.2'\ntags:\n- x\n---\n\n# A model\n")
+    (folder / "README.md").write_text(
+        "---\nlicense: other\nlicense_name: 'llama3.2'\ntags:\n- x\n---\n\n# A model\n"
+    )
 
 
 def preset(folder: Path) -> None:
     """A folder as keras-hub writes it, by hand: importing it takes ten seconds."""
     import h5py
 
-    sizes = {"vocabulary_size": 760, "num_layers": 1, "num_query_heads": 2, "num_key_value_heads": 1, "hidden_dim": 8, "intermediate_dim": 12}
-    rope = {"rope_max_wavelength": 10000, "rope_frequency_adjustment_factor": 8.0, "rope_low_freq_factor": 1.0, "rope_high_freq_factor": 4.0}
+    sizes = {
+        "vocabulary_size": 760,
+        "num_layers": 1,
+        "num_query_heads": 2,
+        "num_key_value_heads": 1,
+        "hidden_dim": 8,
+        "intermediate_dim": 12,
+    }
+    rope = {
+        "rope_max_wavelength": 10000,
+        "rope_frequency_adjustment_factor": 8.0,
+        "rope_low_freq_factor": 1.0,
+        "rope_high_freq_factor": 4.0,
+    }
     rope |= {"rope_pretraining_sequence_length": 100, "rope_position_scaling_factor": 1.0}
-    dtype = {"module": "keras", "class_name": "DTypePolicy", "config": {"name": "float32"}, "registered_name": None}
-    config = {"name": "x", "trainable": True, "dtype": dtype, "layer_norm_epsilon": 1e-5, "dropout": 0, **sizes, **rope}
-    outer = {"module": "keras_hub.src.models.llama3.llama3_backbone", "class_name": "Llama3Backbone", "config": config}
+    dtype = {
+        "module": "keras",
+        "class_name": "DTypePolicy",
+        "config": {"name": "float32"},
+        "registered_name": None,
+    }
+    config = {
+        "name": "x",
+        "trainable": True,
+        "dtype": dtype,
+        "layer_norm_epsilon": 1e-5,
+        "dropout": 0,
+        **sizes,
+        **rope,
+    }
+    outer = {
+        "module": "keras_hub.src.models.llama3.llama3_backbone",
+        "class_name": "Llama3Backbone",
+        "config": config,
+    }
     (folder / "config.json").write_text(json.dumps(outer | {"registered_name": "keras_hub>Llama3Backbone"}))
     shapes = {"reversible_embedding": (760, 8), "llama_layer_norm": (8,)}
     block = {"_self_attention_layer/_query_dense": (8, 2, 4), "_self_attention_layer/_key_dense": (8, 1, 4)}
-    block |= {"_self_attention_layer/_value_dense": (8, 1, 4), "_self_attention_layer/_output_dense": (2, 4, 8)}
-    block |= {"_self_attention_layernorm": (8,), "_feedforward_layernorm": (8,), "_feedforward_gate_dense": (8, 12)}
+    block |= {
+        "_self_attention_layer/_value_dense": (8, 1, 4),
+        "_self_attention_layer/_output_dense": (2, 4, 8),
+    }
+    block |= {
+        "_self_attention_layernorm": (8,),
+        "_feedforward_layernorm": (8,),
+        "_feedforward_gate_dense": (8, 12),
+    }
     block |= {"_feedforward_intermediate_dense": (8, 12), "_feedforward_output_dense": (12, 8)}
     shapes |= {f"llama_transformer_decoder/{name}": shape for name, shape in block.items()}
     with h5py.File(folder / "model.weights.h5", "w") as file:
@@ -157,19 +235,33 @@ def jsonl(folder: Path) -> None:
 
 def gsm8k(folder: Path) -> None:
     for split in ("train", "test"):
-        _write_lines(folder / f"{split}.jsonl", [{"question": f"{split} {n}?", "answer": f"It is {n}.\n#### {n}"} for n in range(3)])
+        _write_lines(
+            folder / f"{split}.jsonl",
+            [{"question": f"{split} {n}?", "answer": f"It is {n}.\n#### {n}"} for n in range(3)],
+        )
 
 
 def instruct(folder: Path) -> None:
     for split in ("train", "test"):
-        _write_lines(folder / f"{split}.jsonl", [{"prompt": f"{split} {n}", "response": "b", "source": "c"} for n in range(3)])
+        _write_lines(
+            folder / f"{split}.jsonl",
+            [{"prompt": f"{split} {n}", "response": "b", "source": "c"} for n in range(3)],
+        )
 
 
 def coqa(folder: Path) -> None:
     for name in ("train", "dev"):
         texts = [{"input_text": f"{name} {n}", "turn_id": n} for n in (1, 2)]
-        story = {"id": name, "source": "cnn", "story": f"{name}: a passage.", "questions": texts, "answers": texts}
-        (folder / f"{name}.json").write_text(json.dumps({"version": "1.0", "data": [story | {"additional_answers": {"0": texts}}]}))
+        story = {
+            "id": name,
+            "source": "cnn",
+            "story": f"{name}: a passage.",
+            "questions": texts,
+            "answers": texts,
+        }
+        (folder / f"{name}.json").write_text(
+            json.dumps({"version": "1.0", "data": [story | {"additional_answers": {"0": texts}}]})
+        )
 
 
 def recipe(folder: Path) -> None:
@@ -191,7 +283,14 @@ def checkpoint(folder: Path) -> None:
     for name in names:
         (folder / name).write_bytes(name.encode())
     files = {name: hashlib.sha256(name.encode()).hexdigest() for name in names}
-    manifest = {"format": 1, "base": "tiny", "base_sha256": "0" * 64, "steps": 3, "files": files, "attached": {"head_2": "x"}}
+    manifest = {
+        "format": 1,
+        "base": "tiny",
+        "base_sha256": "0" * 64,
+        "steps": 3,
+        "files": files,
+        "attached": {"head_2": "x"},
+    }
     (folder / "checkpoint.json").write_text(json.dumps(manifest))
 
 
@@ -200,14 +299,20 @@ def _small_vocabulary(content: dict) -> dict:
     model = content["model"]
     model["merges"] = model["merges"][:20]
     made = {"".join(merge) for merge in model["merges"]}
-    model["vocab"] = {token: id for token, id in model["vocab"].items() if len(token) == 1 or token in made or token.startswith("<|")}
+    model["vocab"] = {
+        token: id
+        for token, id in model["vocab"].items()
+        if len(token) == 1 or token in made or token.startswith("<|")
+    }
     return content
 
 
 def _preset_vocabulary(folder: Path) -> None:
     assets = folder / "assets/tokenizer"
     assets.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.json").write_text('{"class_name": "Llama3Tokenizer", "config": {"eos_token": "<|end_of_text|>"}}')
+    (folder / "tokenizer.json").write_text(
+        '{"class_name": "Llama3Tokenizer", "config": {"eos_token": "<|end_of_text|>"}}'
+    )
     content = _llama_3()
     (assets / "vocabulary.json").write_text(json.dumps(content["model"]["vocab"]), encoding="utf-8")
     merges = [" ".join(merge) for merge in content["model"]["merges"]]
