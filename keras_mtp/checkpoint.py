@@ -25,6 +25,7 @@ from keras_mtp import disk
 from keras_mtp.errors import UserError
 from keras_mtp.models.backbone import BaseInfo
 from keras_mtp.models.tuned_weights import OWNERS, named, tuned_variables
+from keras_mtp.untrusted import is_plain_name
 
 if TYPE_CHECKING:
     import keras
@@ -167,7 +168,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(f"{path} is damaged: its SHA-256 is not the one in it.")
     for name in sorted({TRAINED, OPTIMIZER, *manifest.files}):
         file = folder / name
-        if Path(name).name != name or not _is_plain(file) or _sha256(file) != manifest.files.get(name):
+        if not is_plain_name(name) or not _is_plain(file) or _sha256(file) != manifest.files.get(name):
             raise UserError(f"{file} is missing or damaged: its SHA-256 is not the one in {MANIFEST}.")
     return manifest
 

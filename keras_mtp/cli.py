@@ -27,6 +27,8 @@ from keras_mtp.recipe import (
     with_options,
 )
 
+_LONGEST_LINE = 800  # characters of an error
+
 
 class _Mistake(click.ClickException):
     """A `UserError` as click shows it: one line on standard error."""
@@ -47,9 +49,10 @@ class _Commands(click.Group):
             with _usage_in_one_line():
                 return super().invoke(ctx)
         except UserError as error:
-            raise _Mistake(" ".join(str(error).split())) from error
+            raise _Mistake(_one_line(str(error))) from error
         except OSError as error:  # a folder that may not be read or written, a full disk
-            raise _Mistake(f"{error.strerror or error}: {error.filename or 'a file of the run'}") from error
+            said = f"{error.strerror or error}: {error.filename or 'a file of the run'}"
+            raise _Mistake(_one_line(said)) from error
         except Diverged as error:
             click.echo(f"Error: {error}", err=True)
             sys.exit(3)
@@ -59,6 +62,21 @@ class _Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("\nInterrupted.", err=True)
             sys.exit(130)
+
+
+def _one_line(text: str) -> str:
+    """What an error says, on one line. It may repeat what stands in a file, and that must not steer a terminal."""
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))
+    return _shortened("".join(shown))
+
+
+def _shortened(line: str) -> str:
+    """Without its middle, where it is too long to be read: what is wrong comes first, what to do last."""
+    return (
+        line
+        if len(line) <= _LONGEST_LINE
+        else f"{line[: _LONGEST_LINE // 2]} ... {line[-_LONGEST_LINE // 2 :]}"
+    )
 
 
 @contextlib.contextmanager

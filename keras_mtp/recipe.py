@@ -16,8 +16,10 @@ from typing import Any, ClassVar
 
 from keras_mtp import tuning
 from keras_mtp.errors import UserError
+from keras_mtp.untrusted import open_plain
 
 _LARGEST_FILE = 1 << 20  # bytes; more is no recipe
+_MOST_DOTS = 100  # on a line; a table of numbers to try has some ten
 _TYPES: dict[Any, str] = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
 
 
@@ -519,16 +521,9 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
             f"No recipe named {str(name_or_path)!r}, nor a file of that name.{_closest(str(name_or_path), list(known))} "
             f"Available: {', '.join(known)}."
         )
-    try:
-        with path.open("rb") as file:
-            content = file.read(_LARGEST_FILE + 1)
-        text = content.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as text: {error}.") from error
-    if len(content) > _LARGEST_FILE:
-        raise UserError(f"A recipe must be at most 1 MiB of TOML. Received: {path}, which is larger.")
+    text = read_text(path, "A recipe")
     recipe = from_toml(text, str(path))
-    if not tomllib.loads(text):
+    if not parse_toml(text, str(path)):
         raise UserError(
             f"A recipe must set at least one field. Received: {path}, which is empty. "
             "`keras-mtp recipes --fields` lists them."
@@ -538,14 +533,36 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
 
 def from_toml(text: str, origin: str) -> Recipe:
     """Makes a recipe from TOML; `origin` says in errors where the text came from."""
-    try:
-        tables = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # also numbers too long and brackets too deep
-        raise UserError(f"{origin} is not valid TOML: {error}.") from error
+    tables = parse_toml(text, origin)
     try:
         return from_tables(tables)
     except UserError as error:
         raise UserError(f"{origin}: {error}") from error
+
+
+def read_text(path: Path, what: str) -> str:
+    """The text of a TOML file; `what` says in errors what it should be: "A recipe"."""
+    try:
+        with open_plain(path) as file:
+            content = file.read(_LARGEST_FILE + 1)
+        text = content.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as text: {error}.") from error
+    if len(content) > _LARGEST_FILE:
+        raise UserError(f"{what} must be at most 1 MiB of TOML. Received: {path}, which is larger.")
+    return text
+
+
+def parse_toml(text: str, origin: str) -> dict[str, Any]:
+    """The tables of a TOML text. A key of n parts takes Python n^2 steps, hours for a file of nothing else."""
+    if any(line.count(".") > _MOST_DOTS for line in text.splitlines() if line.lstrip()[:1] != "#"):
+        raise UserError(
+            f"{origin} is not valid TOML for a recipe: it has more than {_MOST_DOTS} dots on a line."
+        )
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # also numbers too long and brackets too deep
+        raise UserError(f"{origin} is not valid TOML: {error}.") from error
 
 
 def to_toml(recipe: Recipe) -> str:
@@ -617,7 +634,7 @@ def from_tables(tables: Mapping[str, Any]) -> Recipe:
             values[key] = dataclasses.replace(sections[key], **value)
         else:
             raise UserError(
-                f"`{key}` must be a table: [{key}] and its fields below. Received: {key}={value!r}."
+                f"`{key}` must be a table: [{key}] and its fields below. Received: {key}={value!r:.80}."
             )
     return Recipe(**values)
 

@@ -21,10 +21,12 @@ from jinja2.parser import Parser
 from keras_mtp.data.template_budget import Budget
 from keras_mtp.data.template_sandbox import TemplateSandbox
 from keras_mtp.errors import UserError
+from keras_mtp.untrusted import open_plain
 
 MODELS_OWN = "chat"
 FILE_ENDINGS = (".jinja", ".jinja2", ".j2")
 LONGEST_SOURCE = 100_000  # characters; the longest among well-known models has some 30,000
+_LARGEST_FILE = 4 * LONGEST_SOURCE  # bytes; a character has up to four
 BASE_UNITS, UNITS_PER_CHARACTER = 2_000_000, 200  # what rendering may use, see `Budget`
 
 
@@ -91,12 +93,18 @@ def read_template(template: str) -> str:
             f"that ends in .jinja. Received: {template!r:.80}."
         )
     try:
-        return Path(template).expanduser().read_text(encoding="utf-8")
+        with open_plain(Path(template).expanduser()) as file:
+            source = file.read(_LARGEST_FILE + 1)
+        if len(source) <= _LARGEST_FILE:
+            return source.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise UserError(
             f"`data.template` must be a file that can be read. Received: {template} ({reason}). Check the path."
         ) from error
+    raise UserError(
+        f"`data.template` must be a file of at most {_LARGEST_FILE:,} bytes. Received: {template}."
+    )
 
 
 class _GenerationBlock(Extension):

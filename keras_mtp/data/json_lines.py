@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from keras_mtp.errors import UserError
+from keras_mtp.untrusted import open_plain
 
 LARGEST_JSON = 256 << 20  # bytes; CoQA's larger file has 49 MB
+LONGEST_LINE = 16 << 20  # bytes; a book has one
 
 OTHER_FILES = {
     b"\x1f\x8b": "a gzip file: unpack it (gunzip)",
@@ -34,10 +36,15 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     ```
     """
     try:
-        with open(path, "rb") as file:
-            for line, text in enumerate(file, start=1):
+        with open_plain(path) as file:
+            for line, text in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
                 if line == 1:
                     _refuse_other_files(text, path)
+                if len(text) > LONGEST_LINE:
+                    raise UserError(
+                        f"A line must have at most {LONGEST_LINE >> 20} MiB. Received: {path}, line {line}, which is longer. "
+                        "Write an object on each line."
+                    )
                 if text.strip():
                     yield line, _parse(text, f"{path}, line {line}")
     except OSError as error:
@@ -59,7 +66,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     ```
     """
     try:
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             content = file.read(LARGEST_JSON + 1)
     except OSError as error:
         raise UserError(

@@ -110,6 +110,10 @@ def _of(kind: Kind, pieces: Sequence[str], kinds: Sequence[int]) -> list[str]:
 
 
 def _check(ids: dict[str, int], pieces: Sequence[str], scores: Sequence[float], kinds: Sequence[int]) -> None:
+    if not all(isinstance(piece, str) for piece in pieces):
+        raise UserError(
+            "The tokenizer's pieces must be texts. Received: bytes that are not UTF-8. Use another file."
+        )
     if not len(ids) == len(pieces) == len(scores) == len(kinds):
         raise UserError(
             "The tokenizer must name every piece once, with a score and a kind. Use another file."

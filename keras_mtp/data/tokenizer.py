@@ -6,10 +6,11 @@ That decides the ids as much as the merges do, so only names whose ids were comp
 Reference: llama.cpp, `src/llama-vocab.cpp`, `llm_tokenizer_bpe`.
 """
 
+import contextlib
 import copy
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import tokenizers
@@ -107,7 +108,8 @@ class Tokenizer:
         """
         seeing, blind = self._continuing if continues else self._starting
         try:
-            return (seeing if special else blind).encode(text, add_special_tokens=False).ids
+            with refused_panics():
+                return (seeing if special else blind).encode(text, add_special_tokens=False).ids
         except TypeError as error:  # half of a surrogate pair, as JSON may hold, has no UTF-8
             raise UserError(
                 f"`text` must be valid Unicode. Received: {text!r:.60}. Mend the text."
@@ -115,7 +117,8 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of some token ids. Bytes that are not UTF-8 become U+FFFD."""
-        return self.backend.decode(list(ids), skip_special_tokens=skip_special)
+        with refused_panics():
+            return self.backend.decode(list(ids), skip_special_tokens=skip_special)
 
     def with_template(self, source: str) -> "Tokenizer":
         """A copy that renders conversations by another chat template, Jinja2 text."""
@@ -135,6 +138,22 @@ class Tokenizer:
         ids = {"bos": self.bos_id, "eos": self.eos_id, "pad": self.pad_id, "unk": self.unk_id}
         texts = {f"{name}_token": self.backend.id_to_token(i) for name, i in ids.items() if i is not None}
         return self._render(messages=messages, add_generation_prompt=add_generation_prompt, **texts)
+
+
+@contextlib.contextmanager
+def refused_panics() -> Iterator[None]:
+    """Where its Rust code gives up, `tokenizers` raises what is no `Exception` and passes every handler: a `UserError` here.
+
+    The commonest reason is a regular expression that goes back and forth for ever: after ten million steps it is stopped.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise UserError(
+            f"The tokenizer must be able to read every text. Received: one that gives up ({error!s:.200}). Use another file."
+        ) from error
 
 
 def _blind_to_special(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:

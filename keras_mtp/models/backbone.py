@@ -18,6 +18,7 @@ from keras_mtp.models.keras_hub_preset import KerasHubPreset, is_preset
 from keras_mtp.models.licence import Licence
 from keras_mtp.models.llama import LlamaSizes
 from keras_mtp.models.location import DEFAULT_MODEL, Location, find
+from keras_mtp.untrusted import require_inside
 
 if TYPE_CHECKING:
     import keras_hub
@@ -150,6 +151,7 @@ def _open(location: Location) -> Source:
             f"A model's folder must hold a {CONFIG}. Received: {location.source}, which has none. "
             "Give the folder that `save_pretrained` or `save_to_preset` wrote, or a .gguf file."
         )
+    require_inside(path)
     return KerasHubPreset(path, location.preset) if is_preset(path) else HuggingFaceFolder(path)
 
 

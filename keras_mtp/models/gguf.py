@@ -4,11 +4,12 @@
 
 The package `gguf` knows the quantised types and undoes them. Its own `GGUFReader` is not used: it makes an array of
 every vocabulary entry (3 s and 170 MB on SmolLM2) and trusts the counts and lengths in the file. Here no byte is
-read past the end, whatever the file claims.
+read past the end, whatever the file claims, and what stands before the weights is bounded.
 
 Reference: the GGUF specification, ggml, `docs/gguf.md`.
 """
 
+import itertools
 import math
 import mmap
 import struct
@@ -20,12 +21,16 @@ import gguf
 import numpy as np
 
 from keras_mtp.errors import UserError
+from keras_mtp.untrusted import open_plain
 
 # The numbers a value may be, by its type in the file: `struct`'s letter for each.
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_KINDS = {kind.value: kind for kind in gguf.GGML_QUANT_SIZES}
 # Dequantising takes a few times the memory of its result, so a large matrix is done a slab of rows at a time.
 _SLAB_WEIGHTS = 1 << 22
+# What a Llama stays below many times over: Llama 3's file has 8 MB before its weights, 280,000 merges, 292 tensors.
+_HEADER_BYTES, _ARRAY_ITEMS, _ENTRIES = 64 << 20, 1 << 22, 1 << 16
 
 
 class _Damaged(Exception):
@@ -40,6 +45,10 @@ class _Entry:
     shape: tuple[int, ...]
     start_byte: int
     row_bytes: int
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape[:-1]) * self.row_bytes
 
 
 class GGUFFile:
@@ -59,7 +68,7 @@ class GGUFFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with path.open("rb") as stream:
+            with open_plain(path) as stream:
                 self._bytes = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
             self.metadata, self._entries = _parse(self._bytes)
         except (
@@ -67,7 +76,8 @@ class GGUFFile:
             ValueError,
             OSError,
         ) as error:  # ValueError: an empty file, a text that is not UTF-8
-            raise UserError(f"{path.name} is not a whole GGUF file: {error}. Download it again.") from error
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UserError(f"{path.name} is not a whole GGUF file: {reason}. Download it again.") from error
         self.shapes = {name: entry.shape for name, entry in self._entries.items()}
 
     def get(self, key: str, kind: type, default: Any = None) -> Any:
@@ -103,9 +113,12 @@ class GGUFFile:
         slab = max(1, _SLAB_WEIGHTS // entry.shape[-1])
         for row in range(0, rows, slab):
             try:
-                weight[row : row + slab] = gguf.quants.dequantize(stored[row : row + slab], entry.kind)
+                with np.errstate(
+                    all="ignore"
+                ):  # values that are no numbers are refused by who takes the weight
+                    weight[row : row + slab] = gguf.quants.dequantize(stored[row : row + slab], entry.kind)
             except NotImplementedError:
-                self.refuse(f"tensor {name} is stored as {entry.kind.name}, which cannot be read")
+                self.refuse(f"tensor {name:.80} is stored as {entry.kind.name}, which cannot be read")
         return weight.reshape(entry.shape)
 
 
@@ -117,51 +130,75 @@ def _parse(data: mmap.mmap) -> tuple[dict[str, Any], dict[str, _Entry]]:
     if version not in (2, 3):
         raise _Damaged(f"its version is {version}, not 2 or 3 little-endian")
     metadata: dict[str, Any] = {}
-    for _ in range(key_count):
+    for _ in _counted(key_count, "keys"):
         key = cursor.text()
+        if key in metadata:
+            raise _Damaged(f"the key {key!r:.80} stands there twice")
         metadata[key] = cursor.value(cursor.number("I"))
-    headers = [_tensor_header(cursor) for _ in range(tensor_count)]
+    headers = [_tensor_header(cursor) for _ in _counted(tensor_count, "tensors")]
     alignment = metadata.get("general.alignment", 32)
-    if type(alignment) is not int or alignment < 1:
-        raise _Damaged(f"its alignment is {alignment!r}")
+    if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
+        raise _Damaged(f"its alignment is {alignment!r:.40}, no power of two")
     start = -(-cursor.position // alignment) * alignment
-    entries = {name: _entry(shape, kind, start + offset, len(data)) for name, shape, kind, offset in headers}
-    if len(entries) != tensor_count:
-        raise _Damaged("two tensors have one name")
+    entries: dict[str, _Entry] = {}
+    for name, shape, kind, offset in headers:
+        if name in entries:
+            raise _Damaged(f"two tensors have the name {name!r:.80}")
+        if offset % alignment:
+            raise _Damaged(f"tensor {name!r:.80} begins at {offset}, which is no multiple of {alignment}")
+        entries[name] = _entry(name, shape, kind, start + offset, len(data))
+    _refuse_overlaps(entries)
     return metadata, entries
+
+
+def _counted(count: int, what: str) -> range:
+    if count > _ENTRIES:
+        raise _Damaged(f"it claims {count} {what}, more than {_ENTRIES}, or it ends too early")
+    return range(count)
+
+
+def _refuse_overlaps(entries: dict[str, _Entry]) -> None:
+    """A byte that belongs to two tensors is no damage by chance."""
+    placed = sorted(entries.items(), key=lambda item: item[1].start_byte)
+    for (name, entry), (other, following) in itertools.pairwise(placed):
+        if entry.start_byte + entry.bytes > following.start_byte:
+            raise _Damaged(f"tensors {name!r:.80} and {other!r:.80} overlap")
 
 
 def _tensor_header(cursor: "_Cursor") -> tuple[str, tuple[int, ...], int, int]:
     name, dimensions = cursor.text(), cursor.number("I")
     if not 1 <= dimensions <= 4:
-        raise _Damaged(f"tensor {name} has {dimensions} dimensions")
+        raise _Damaged(f"tensor {name!r:.80} has {dimensions} dimensions")
     # The format counts the fastest dimension first.
     shape = tuple(reversed([cursor.number("Q") for _ in range(dimensions)]))
     return name, shape, cursor.number("I"), cursor.number("Q")
 
 
-def _entry(shape: tuple[int, ...], kind: int, start_byte: int, file_bytes: int) -> _Entry:
-    stored_as = gguf.GGMLQuantizationType(kind)
+def _entry(name: str, shape: tuple[int, ...], kind: int, start_byte: int, file_bytes: int) -> _Entry:
+    if kind not in _KINDS:
+        raise _Damaged(f"tensor {name!r:.80} is stored as type {kind}, which is none")
+    stored_as = _KINDS[kind]
     block_weights, block_bytes = gguf.GGML_QUANT_SIZES[stored_as]
     if 0 in shape or shape[-1] % block_weights:
-        raise _Damaged(f"a tensor of shape {shape} cannot be stored as {stored_as.name}")
+        raise _Damaged(f"tensor {name!r:.80} of shape {shape} cannot be stored as {stored_as.name}")
     row_bytes = shape[-1] // block_weights * block_bytes
-    if start_byte + math.prod(shape[:-1]) * row_bytes > file_bytes:
-        raise _Damaged("its last bytes are missing")
-    return _Entry(kind=stored_as, shape=shape, start_byte=start_byte, row_bytes=row_bytes)
+    entry = _Entry(kind=stored_as, shape=shape, start_byte=start_byte, row_bytes=row_bytes)
+    if start_byte + entry.bytes > file_bytes:
+        raise _Damaged(f"tensor {name!r:.80} goes on past its end, its last bytes are missing")
+    return entry
 
 
 class _Cursor:
     """Reads values one after the other, and never past the end."""
 
     def __init__(self, data: mmap.mmap) -> None:
-        self._data = data
+        self._data, self._end = data, min(len(data), _HEADER_BYTES)
         self.position = 0
 
     def take(self, count: int) -> bytes:
         end = self.position + count
-        if end > len(self._data):
-            raise _Damaged("it ends too early")
+        if end > self._end:
+            raise _Damaged("it ends too early" if end > len(self._data) else "it says too much about itself")
         taken = self._data[self.position : end]
         self.position = end
         return taken
@@ -182,6 +219,8 @@ class _Cursor:
         return self.number(_NUMBERS[kind])
 
     def _array(self, kind: int, count: int) -> list[Any]:
+        if count > _ARRAY_ITEMS:
+            raise _Damaged(f"it ends too early, or an array of {count} is more than any Llama has")
         if kind in _NUMBERS:
             letter = _NUMBERS[kind]
             return list(struct.unpack(f"<{count}{letter}", self.take(count * struct.calcsize("<" + letter))))

@@ -101,6 +101,10 @@ def read_sizes(file: GGUFFile) -> LlamaSizes:
     )
     if problem := sizes.problem():
         file.refuse(problem)
+    if (stated := _whole(file, "vocab_size", sizes.vocabulary_size)) != sizes.vocabulary_size:
+        file.refuse(
+            f"`llama.vocab_size` is {stated}, but `tokenizer.ggml.tokens` has {sizes.vocabulary_size}"
+        )
     for key in ("attention.key_length", "attention.value_length", "rope.dimension_count"):
         if _whole(file, key, sizes.head_dim) != sizes.head_dim:
             file.refuse(f"`llama.{key}` must be {sizes.head_dim}, the hidden units per head")
@@ -133,7 +137,7 @@ def _check_keys(file: GGUFFile) -> None:
     for key, value in file.metadata.items():
         if key.startswith("llama.") and key.removeprefix("llama.") not in _KNOWN_KEYS:
             file.refuse(
-                f"`{key}` = {value!r:.40} is not supported"
+                f"`{key:.80}` = {value!r:.40} is not supported"
             )  # experts, sliding windows, further scalings
 
 
@@ -149,7 +153,8 @@ def _real(file: GGUFFile, key: str, default: float | None = None) -> float:
     """The file holds a float32: 9.999999747e-06 stands for 1e-05."""
     key = f"llama.{key}"
     value = file.need(key, float) if default is None else file.get(key, float, default)
-    return float(str(np.float32(value)))
+    with np.errstate(over="ignore"):  # infinite then, which no Llama can have
+        return float(str(np.float32(value)))
 
 
 def _linear_scaling(file: GGUFFile) -> RopeScaling | None:
@@ -169,9 +174,11 @@ def _with_llama_3_scaling(file: GGUFFile, sizes: LlamaSizes) -> LlamaSizes:
         return sizes
     if sizes.rope_scaling is not None:
         file.refuse("`rope_freqs.weight` and `llama.rope.scaling.type` are two scalings at once")
+    if file.shapes["rope_freqs.weight"] != (sizes.head_dim // 2,):
+        file.refuse("`rope_freqs.weight` must hold one divisor for every rotary frequency")
     divisors = file.read("rope_freqs.weight")
     factor = float(divisors.max())
-    if divisors.shape != (sizes.head_dim // 2,) or not np.isfinite(divisors).all() or factor < 1:
+    if not np.isfinite(divisors).all() or factor < 1:
         file.refuse("`rope_freqs.weight` must hold one divisor for every rotary frequency")
     scaling = RopeScaling(factor=factor)
     if not np.allclose(divisors, scaling.divisors(sizes.rope_wavelength, sizes.head_dim), rtol=1e-4):

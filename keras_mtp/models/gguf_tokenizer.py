@@ -4,6 +4,7 @@ Reference: llama.cpp, `src/llama-vocab.cpp`, `llama_vocab::impl::load`, with its
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import gguf
 import tokenizers
@@ -32,8 +33,8 @@ def read_tokenizer(file: GGUFFile) -> Tokenizer:
         UserError: it is neither byte-level BPE nor SentencePiece, or something about it is not understood.
     """
     model = file.need("tokenizer.ggml.model", str)
-    tokens = _tokens(file)
-    kinds = file.need("tokenizer.ggml.token_type", list)
+    tokens = _list_of(file, "tokens", str)
+    kinds = _list_of(file, "token_type", int)
     if len(set(tokens)) != len(tokens) or len(kinds) != len(tokens):
         file.refuse("`tokenizer.ggml.tokens` must name every token once and give each a type")
     if model == "gpt2":
@@ -61,11 +62,11 @@ def read_tokenizer(file: GGUFFile) -> Tokenizer:
     )
 
 
-def _tokens(file: GGUFFile) -> list[str]:
-    tokens = file.need("tokenizer.ggml.tokens", list)
-    if not all(isinstance(token, str) for token in tokens):
-        file.refuse("`tokenizer.ggml.tokens` must be texts")
-    return tokens
+def _list_of(file: GGUFFile, name: str, kind: type) -> list[Any]:
+    values = file.need(f"tokenizer.ggml.{name}", list)
+    if not all(type(value) is kind for value in values):
+        file.refuse(f"`tokenizer.ggml.{name}` must be a list of {kind.__name__}")
+    return values
 
 
 def _byte_level(file: GGUFFile, tokens: list[str], kinds: list[int]) -> tokenizers.Tokenizer:
@@ -74,7 +75,7 @@ def _byte_level(file: GGUFFile, tokens: list[str], kinds: list[int]) -> tokenize
     user_defined = [token for token, kind in typed if kind == gguf.TokenType.USER_DEFINED]
     return byte_level_bpe(
         tokens,
-        file.need("tokenizer.ggml.merges", list),
+        _list_of(file, "merges", str),
         pre_tokenizer=file.need("tokenizer.ggml.pre", str),
         special=special,
         user_defined=[token for token in user_defined if token not in special],
@@ -92,7 +93,7 @@ def _sentencepiece(file: GGUFFile, tokens: list[str], kinds: list[int]) -> token
         file.refuse(f"`tokenizer.ggml.pre` must be 'default' with SentencePiece, but is {pre!r}")
     return sentencepiece_bpe(
         tokens,
-        file.need("tokenizer.ggml.scores", list),
+        _list_of(file, "scores", float),
         kinds,
         special=[token for token in tokens if token in END_TEXTS],
         add_space_prefix=file.get("tokenizer.ggml.add_space_prefix", bool, True),

@@ -15,13 +15,15 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken
 
-from keras_mtp.data.tokenizer import Tokenizer
+from keras_mtp.data.tokenizer import Tokenizer, refused_panics
 from keras_mtp.models.json_file import Settings, read_json, read_text
+from keras_mtp.models.tokenizer_parts import check_parts
 
 TOKENIZER, CONFIG, SPECIAL_MAP = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 GENERATION, TEMPLATE = "generation_config.json", "chat_template.jinja"
 FILES = (TOKENIZER, CONFIG, SPECIAL_MAP, GENERATION, TEMPLATE)
 _TEMPLATE_BYTES = 1 << 20
+_TOKENIZER_BYTES = 64 << 20  # Llama 3's has 17 MB, the largest that is known 33
 _ADVICE = "Use the files that came with the model, or save them again with transformers' `save_pretrained`."
 
 
@@ -72,20 +74,25 @@ def _backend(folder: Path, config: Settings, vocabulary_size: int) -> tokenizers
                 else ""
             )
         )
-    text = read_text(path)
+    text = read_text(path, limit_bytes=_TOKENIZER_BYTES)
     try:
-        backend = tokenizers.Tokenizer.from_str(text)
+        with refused_panics():
+            backend = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # which is all that tokenizers raises
-        config.refuse(f"{folder.name}/{TOKENIZER} is not a tokenizer: {error}")
+        config.refuse(f"{folder.name}/{TOKENIZER} is not a tokenizer: {error!s:.200}")
     # What a training script left in the file; it would shorten or pad every text in silence.
     backend.no_truncation()
     backend.no_padding()
     if getattr(backend.model, "dropout", None):
         config.refuse(f"{folder.name}/{TOKENIZER} drops merges at random (`dropout`)")
-    if (highest := max(backend.get_vocab().values(), default=-1)) >= vocabulary_size:
+    check_parts(backend, config.refuse)
+    ids = backend.get_vocab().values()
+    if (highest := max(ids, default=-1)) >= vocabulary_size:
         config.refuse(
             f"{TOKENIZER} has the id {highest}, but the model's vocabulary ends at {vocabulary_size - 1}"
         )
+    if len(set(ids)) < len(ids):
+        config.refuse(f"two tokens of {TOKENIZER} have one id")
     _check_added(backend, config)
     return backend
 
@@ -129,7 +136,8 @@ def _mark_special(backend: tokenizers.Tokenizer, texts: Any) -> None:
 
 
 def _begins_with(backend: tokenizers.Tokenizer, bos_id: int) -> bool:
-    return backend.encode("a", add_special_tokens=True).ids[:1] == [bos_id]
+    with refused_panics():
+        return backend.encode("a", add_special_tokens=True).ids[:1] == [bos_id]
 
 
 def _end_ids(path: Path) -> list[Any]:
@@ -145,8 +153,8 @@ def _chat_template(folder: Path, config: Settings) -> str | None:
         return read_text(path, limit_bytes=_TEMPLATE_BYTES)
     template = config.values.get("chat_template")
     if isinstance(template, list):  # several by name, of which "default" is the chat's
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
+        named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
+        template = named[-1].get("template") if named else None
     if template is not None and not isinstance(template, str):
         config.refuse(f"`chat_template` must be a text, but is {template!r:.40}")
     return template

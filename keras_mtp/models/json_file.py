@@ -1,6 +1,6 @@
 """JSON that others wrote: read whole and bounded, its values checked as they are asked for.
 
-Reference: RFC 8259, which leaves NaN out and duplicate names undefined; both are refused.
+Reference: RFC 8259, which leaves NaN out and duplicate names undefined; both are refused, and so is half a surrogate pair.
 """
 
 import json
@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from keras_mtp.errors import UserError
+from keras_mtp.untrusted import open_plain
 
-# Llama 3's tokenizer.json has 17 MB; an index of a few hundred shards less than one.
-LIMIT_BYTES = 256 << 20
+# As Python objects JSON takes some 20 times its bytes. An index of a few hundred shards, or a vocabulary, has less than 4 MB.
+LIMIT_BYTES = 16 << 20
+_DEEPEST = 64  # levels; configs have five
 
 
 class Settings:
@@ -78,14 +80,29 @@ def read_json(path: Path, *, limit_bytes: int = LIMIT_BYTES) -> dict[str, Any]:
     Raises:
         UserError: no such file, too large, not UTF-8, not JSON, not an object.
     """
-    text = read_text(path, limit_bytes=limit_bytes)
+    return parse_json(read_text(path, limit_bytes=limit_bytes), _place(path))
+
+
+def parse_json(text: str, place: str) -> dict[str, Any]:
+    """The JSON object that a text is; `place` says in errors where it stands.
+
+    Raises:
+        UserError: not JSON, not an object, or nested deeper than anything that is read here.
+    """
     try:
         content = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
+        _refuse_depth(content)
+        if "\\u" in text:
+            json.dumps(content, ensure_ascii=False).encode()  # fails on half a surrogate pair
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{place} holds half a surrogate pair, which is no text. Download it again."
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{_place(path)} is not valid JSON: {error}. Download it again.") from error
+        raise UserError(f"{place} is not valid JSON: {error}. Download it again.") from error
     if not isinstance(content, dict):
         raise UserError(
-            f"{_place(path)} must hold a JSON object, but holds a {type(content).__name__}. Download it again."
+            f"{place} must hold a JSON object, but holds a {type(content).__name__}. Download it again."
         )
     return content
 
@@ -94,10 +111,10 @@ def read_text(path: Path, *, limit_bytes: int = LIMIT_BYTES) -> str:
     """Reads a file in UTF-8 of at most `limit_bytes`.
 
     Raises:
-        UserError: no such file, no permission, too large, not UTF-8.
+        UserError: no such file, no plain one, no permission, too large, not UTF-8.
     """
     try:
-        with path.open("rb") as stream:
+        with open_plain(path) as stream:
             content = stream.read(limit_bytes + 1)
     except OSError as error:
         raise UserError(
@@ -111,6 +128,20 @@ def read_text(path: Path, *, limit_bytes: int = LIMIT_BYTES) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{_place(path)} must be text in UTF-8: {error}. Download it again.") from error
+
+
+def _refuse_depth(content: Any) -> None:
+    """Before an error shows a value: `repr` of lists in lists goes as deep as they do, and Python's stack not as far."""
+    level = [content]
+    for _ in range(_DEEPEST):
+        level = [
+            item
+            for value in level
+            if isinstance(value, (dict, list))
+            for item in (value.values() if isinstance(value, dict) else value)
+        ]
+    if level:
+        raise ValueError(f"it is nested more than {_DEEPEST} levels deep")
 
 
 def _place(path: Path) -> str:

@@ -9,20 +9,24 @@ test_keras_hub_preset.py::test_upstream_tokenizer_still_cuts_nothing fails once 
 """
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from keras_mtp.data.tokenizer import Tokenizer
 from keras_mtp.errors import UserError
 from keras_mtp.models import keras_hub_tokenizer
+from keras_mtp.models.hdf5_weights import read_shapes
 from keras_mtp.models.json_file import Settings, read_json
 from keras_mtp.models.licence import Licence, read_licence
 from keras_mtp.models.llama import LlamaSizes, RopeScaling, weight_shapes
+from keras_mtp.untrusted import is_plain_name
 
 if TYPE_CHECKING:
     import keras_hub
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.weights.h5", "model.weights.json"
+CONFIG_BYTES = 1 << 20
 _ADVICE = "Use a Llama preset as keras-hub's `save_to_preset` writes it."
 _CLASSES = {"LlamaBackbone", "Llama3Backbone"}
 
@@ -41,9 +45,9 @@ class KerasHubPreset:
 
     def __init__(self, folder: Path, preset: str | None = None) -> None:
         self._folder, self._preset = folder, preset
-        config = read_json(folder / CONFIG, limit_bytes=1 << 20)
+        config = read_json(folder / CONFIG, limit_bytes=CONFIG_BYTES)
         self._weights, shards = _weight_files(folder, self._refuse)
-        self._tensor_shapes = _tensor_shapes(shards, self._refuse)
+        self._tensor_shapes = read_shapes(shards, self._refuse)
         # The embedding is the one layer with two variables, and only where it is not tied; the config does not say.
         tied = not any(name.endswith("/vars/1") for name in self._tensor_shapes)
         self.sizes = _published(
@@ -79,26 +83,44 @@ class KerasHubPreset:
         try:
             backbone.load_weights(self._weights)
         except Exception as error:  # of Keras or h5py
-            self._refuse(f"{self._weights.name} does not fit: {str(error).splitlines()[0]}")
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            self._refuse(f"{self._weights.name} does not fit: {reason:.200}")
         for variable in backbone.variables:
             if not np.isfinite(ops.convert_to_numpy(ops.cast(variable.value, "float32"))).all():
                 self._refuse(f"{variable.path} holds values that are not finite numbers")
 
     def _check_tensors(self) -> None:
-        """Keras does not see what a file holds too much; sizes are compared here, places by Keras."""
-        wanted = len(weight_shapes(self.sizes)) if self.sizes.num_layers <= len(self._tensor_shapes) else None
-        if len(self._tensor_shapes) != wanted:
-            self._refuse(
-                f"its weights are {len(self._tensor_shapes)} tensors, which do not make {self.sizes.num_layers} layers"
-            )
+        """Keras does not see what a file holds too much, and reads before it compares: so that is done here.
+
+        Shapes are compared as Keras has them, heads an axis of their own; which tensor goes where is up to Keras.
+        """
+        found, sizes = self._tensor_shapes, self.sizes
+        wanted = weight_shapes(sizes) if sizes.num_layers <= len(found) else {}
+        if len(found) != len(wanted):
+            self._refuse(f"its weights are {len(found)} tensors, which do not make {sizes.num_layers} layers")
+        spare = Counter(_keras_shape(name, shape, sizes.head_dim) for name, shape in wanted.items())
+        for name, shape in found.items():
+            if not spare[shape]:
+                self._refuse(f"tensor {name!r:.120} of shape {shape} does not fit its config")
+            spare[shape] -= 1
 
     def _refuse(self, reason: str) -> NoReturn:
         raise UserError(f"{self._folder.name} cannot be loaded: {reason}. {_ADVICE}")
 
 
+def _keras_shape(name: str, shape: tuple[int, ...], head_dim: int) -> tuple[int, ...]:
+    """llama.cpp's (out, in) as Keras stores the same weight."""
+    if len(shape) == 1 or name.startswith("token_embd."):
+        return shape
+    out, into = shape
+    if name.endswith((".attn_q.weight", ".attn_k.weight", ".attn_v.weight")):
+        return into, out // head_dim, head_dim
+    return (into // head_dim, head_dim, out) if name.endswith(".attn_output.weight") else (into, out)
+
+
 def is_preset(folder: Path) -> bool:
     """Whether a folder is keras-hub's and not Hugging Face's."""
-    return "registered_name" in read_json(folder / CONFIG)
+    return "registered_name" in read_json(folder / CONFIG, limit_bytes=CONFIG_BYTES)
 
 
 def _read_sizes(outer: Settings, tied: bool) -> LlamaSizes:
@@ -174,25 +196,6 @@ def _weight_files(folder: Path, refuse: Any) -> tuple[Path, list[Path]]:
     if not flat:
         refuse(f"{INDEX} has no `weight_map`")
     for name in flat:
-        if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
+        if not isinstance(name, str) or not is_plain_name(name) or not (folder / name).is_file():
             refuse(f"{INDEX} names {name!r:.80}, which is no file of this folder")
     return index, [folder / name for name in sorted(set(flat))]
-
-
-def _tensor_shapes(paths: list[Path], refuse: Any) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor in some HDF5 files."""
-    import h5py
-
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def note(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            shapes[name] = item.shape
-
-    for path in paths:
-        try:
-            with h5py.File(path) as file:
-                file.visititems(note)
-        except (OSError, RuntimeError, ValueError) as error:
-            refuse(f"{path.name} is damaged or cut short: {str(error).splitlines()[0]}; download it again")
-    return shapes

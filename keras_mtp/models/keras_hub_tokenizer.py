@@ -14,7 +14,8 @@ from typing import NoReturn
 from keras_mtp.data.sentencepiece import Kind, sentencepiece_bpe
 from keras_mtp.data.tokenizer import END_TEXTS, Tokenizer, byte_level_bpe
 from keras_mtp.errors import UserError
-from keras_mtp.models.json_file import Settings, read_json, read_text
+from keras_mtp.models.json_file import LIMIT_BYTES, Settings, read_json, read_text
+from keras_mtp.untrusted import open_plain
 
 _ASSETS = Path("assets", "tokenizer")
 _VOCABULARY, _MERGES, _PROTO = _ASSETS / "vocabulary.json", _ASSETS / "merges.txt", _ASSETS / "vocabulary.spm"
@@ -91,15 +92,19 @@ def _llama_2(folder: Path) -> Tokenizer:
 
     proto = sentencepiece_model_pb2.ModelProto()
     try:
-        proto.ParseFromString((folder / _PROTO).read_bytes())
-    except (OSError, DecodeError) as error:
+        with open_plain(folder / _PROTO) as file:
+            content = file.read(LIMIT_BYTES + 1)
+        if len(content) > LIMIT_BYTES:
+            _refuse(folder, f"{_PROTO} has more than {LIMIT_BYTES:,} bytes")
+        proto.ParseFromString(content)
+        pieces = [piece.piece for piece in proto.pieces]
+    except (OSError, DecodeError, UnicodeDecodeError) as error:
         _refuse(folder, f"{_PROTO} cannot be read ({type(error).__name__})")
     normalizer = proto.normalizer_spec
     if proto.trainer_spec.model_type != proto.trainer_spec.BPE:
         _refuse(folder, f"{_PROTO} is no byte-pair encoding")
     if normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces:
         _refuse(folder, f"{_PROTO} rewrites the text first, which is not supported")
-    pieces = [piece.piece for piece in proto.pieces]
     kinds = [piece.type for piece in proto.pieces]
     backend = sentencepiece_bpe(
         pieces,

@@ -87,7 +87,7 @@ def _first_text(paths: Iterable[Path]) -> str | None:
 
 def _name_in_card(card: str) -> str | None:
     """`license:` in the YAML between the first two lines of dashes; `license_name:` where that says "other"."""
-    front = re.match(r"---\s*\n(.*?)\n---", card, re.DOTALL)
+    front = re.match(r"---[ \t\r]*\n(.*?)\n---", card, re.DOTALL)
     if front is None:
         return None
     fields = dict(re.findall(r"^(license|license_name):[ \t]*['\"]?([\w.+-]+)", front[1], re.MULTILINE))

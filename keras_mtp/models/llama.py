@@ -136,9 +136,9 @@ def check_tensors(
         refuse(f"{len(found)} tensors are too few for {sizes.num_layers} layers")
     expected = {rename(name): shape for name, shape in weight_shapes(sizes).items()}
     if missing := _without(expected, found):
-        refuse(f"{len(missing)} tensors are missing, the first is {missing[0]}")
+        refuse(f"{len(missing)} tensors are missing, the first is {missing[0]:.80}")
     if surplus := _without(found, expected):
-        refuse(f"{len(surplus)} tensors are no part of a plain Llama, the first is {surplus[0]}")
+        refuse(f"{len(surplus)} tensors are no part of a plain Llama, the first is {surplus[0]:.80}")
     for name, shape in expected.items():
         if found[name] != shape:
             refuse(f"tensor {name} must have shape {shape}, but has {found[name]}")

@@ -5,6 +5,7 @@ Only names, shapes and types are read when a folder is opened; a tensor comes in
 Reference: the safetensors format, https://huggingface.co/docs/safetensors; transformers, `modeling_utils.py`.
 """
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,8 +14,10 @@ import ml_dtypes  # noqa: F401  teaches NumPy the bfloat16 that safetensors asks
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from keras_mtp.models.json_file import read_json
+from keras_mtp.models.json_file import parse_json, read_json
+from keras_mtp.untrusted import is_plain_name, leads_out, open_plain
 
+_LARGEST_HEADER = 16 << 20  # bytes; of 300 tensors it has 30,000
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _READABLE = {"F32", "F16", "BF16"}
 
@@ -58,27 +61,30 @@ class SafetensorsFolder:
             self._refuse(f"tensor {name} cannot be read: {error}")
 
     def _open(self, path: Path) -> None:
+        _check_header(path, self._refuse)
         try:
             file = safe_open(path, framework="numpy")
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError, ValueError) as error:
-            self._refuse(f"{path.name} is damaged or cut short: {error}; download it again")
+            self._refuse(f"{path.name} is damaged or cut short: {error!s:.200}; download it again")
         for name, tensor in slices.items():
             if name in self.shapes:
-                self._refuse(f"tensor {name} is in two files")
+                self._refuse(f"tensor {name!r:.80} is in two files")
             if (kind := tensor.get_dtype()) not in _READABLE:
                 self._refuse(
-                    f"tensor {name} is stored as {kind}; only {', '.join(sorted(_READABLE))} can be read"
+                    f"tensor {name:.80} is stored as {kind}; only {', '.join(sorted(_READABLE))} can be read"
                 )
             self._owners[name], self.shapes[name] = file, tuple(tensor.get_shape())
 
     def _check_index(self, weight_map: dict[str, str]) -> None:
         for name in weight_map:
             if name not in self.shapes:
-                self._refuse(f"{INDEX} promises tensor {name}, which {weight_map[name]} does not hold")
+                self._refuse(
+                    f"{INDEX} promises tensor {name:.80}, which {weight_map[name]:.80} does not hold"
+                )
         for name in self.shapes:
             if name not in weight_map:
-                self._refuse(f"tensor {name} is not in {INDEX}")
+                self._refuse(f"tensor {name:.80} is not in {INDEX}")
 
 
 def _read_index(path: Path, refuse: Callable[[str], NoReturn]) -> dict[str, str]:
@@ -88,17 +94,32 @@ def _read_index(path: Path, refuse: Callable[[str], NoReturn]) -> dict[str, str]
     return weight_map
 
 
+def _check_header(path: Path, refuse: Callable[[str], NoReturn]) -> None:
+    """Length and names, before the package `safetensors` reads them: of a name that stands there twice it takes the last."""
+    with open_plain(path) as stream:
+        (length,) = struct.unpack("<Q", stream.read(8).rjust(8, b"\xff"))
+        if length > _LARGEST_HEADER:
+            refuse(
+                f"{path.name} is damaged or cut short: its header claims {length:,} bytes; download it again"
+            )
+        header = stream.read(length)
+    try:
+        text = header.decode("utf-8")
+    except UnicodeDecodeError as error:
+        refuse(f"{path.name} is damaged or cut short: its header is not UTF-8 ({error}); download it again")
+    if len(header) < length:
+        refuse(f"{path.name} is damaged or cut short: its header ends too early; download it again")
+    parse_json(text, f"{path.parent.name}/{path.name}, its header,")
+
+
 def _check_inside(folder: Path, name: str, refuse: Callable[[str], NoReturn]) -> None:
     """An index may name only files of its own folder, and those may not be links that lead out of it."""
-    if Path(name).name != name or not name.endswith(".safetensors"):
+    if not is_plain_name(name) or not name.endswith(".safetensors"):
         refuse(f"{INDEX} names {name!r:.80}, which is no safetensors file of this folder")
-    path, root = folder / name, folder.resolve()
-    if not path.is_file():
-        refuse(f"{name} is missing; download it again")
-    if root.parent.name == "snapshots":  # the hub's cache, whose files are links into its folder `blobs`
-        root = root.parent.parent
-    if not path.resolve().is_relative_to(root):
-        refuse(f"{name} is a link that leads out of the folder")
+    if not (folder / name).is_file():
+        refuse(f"{name:.80} is missing; download it again")
+    if leads_out(folder / name, folder):
+        refuse(f"{name:.80} is a link that leads out of the folder")
 
 
 def _other_weights(folder: Path) -> str:

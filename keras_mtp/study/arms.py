@@ -16,17 +16,18 @@ seeds = 5                                  where an arm is to have more seeds, o
 """
 
 import itertools
+import math
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from keras_mtp.errors import UserError
-from keras_mtp.recipe import Recipe, flat, shipped_files, updated
+from keras_mtp.recipe import Recipe, flat, parse_toml, read_text, shipped_files, updated
 
 Settings = dict[str, Any]  # {"heads.count": 1}: fields of a recipe by dotted key
+_MOST_ARMS, _MOST_POINTS = 100, 1000  # each is a run at least
 _KEYS = ("baseline", "pairs", "tuning_seeds", "grid", "arms")
 
 
@@ -89,14 +90,11 @@ def load_arms(name_or_path: str | Path, recipe: Recipe) -> Arms:
     """
     known = available_arms()
     path = known.get(str(name_or_path), Path(name_or_path))
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"No arms named {str(name_or_path)!r}, nor a file that can be read. Available: {', '.join(known)}."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid TOML: {error}.") from error
+    _require(
+        path.is_file(),
+        f"No arms named {str(name_or_path)!r}, nor a file that can be read. Available: {', '.join(known)}.",
+    )
+    tables = parse_toml(read_text(path, "An arms file"), str(path))
     try:
         arms = _arms(tables)
         for arm in arms.arms.values():
@@ -112,6 +110,7 @@ def _arms(tables: Mapping[str, Any]) -> Arms:
         _require(key in _KEYS, f"Unknown key `{key:.80}`. An arms file has {', '.join(_KEYS)}.")
     arms = {name: _arm(name, values) for name, values in _table(tables, "arms").items()}
     _require(len(arms) > 1, f"`arms` must hold at least two arms. Received: {len(arms)}.")
+    _require(len(arms) <= _MOST_ARMS, f"`arms` must hold at most {_MOST_ARMS} arms. Received: {len(arms)}.")
     baseline = tables.get("baseline", next(iter(arms)))
     pairs = tables.get("pairs", [])
     _require(
@@ -128,6 +127,8 @@ def _arms(tables: Mapping[str, Any]) -> Arms:
         )
         for arm in arms.values():
             _require(key not in arm.settings, f"`{key}` is in the grid and in the arm {arm.name}. Keep one.")
+    points = math.prod(map(len, grid.values()))
+    _require(points <= _MOST_POINTS, f"`grid` must have at most {_MOST_POINTS} points. Received: {points}.")
     return Arms(
         arms=arms,
         baseline=baseline,

@@ -14,6 +14,7 @@ from keras_mtp.tasks.overlap import refuse_overlap
 from keras_mtp.tasks.task import Split, Task
 from keras_mtp.tasks.told_stories import ToldStories
 from keras_mtp.tasks.word_problems import WordProblems
+from keras_mtp.untrusted import require_inside
 
 __all__ = ["TASKS", "Split", "Task", "load_task"]
 
@@ -87,6 +88,8 @@ def load_task(name: str, data: str) -> Task:
     if data in sources.named:
         task = sources.named[data]()
     elif sources.accepts(path):
+        if path.is_dir():
+            require_inside(path)
         task = sources.path(path)
     else:
         names = f"{', '.join(map(repr, sources.named))} or " if sources.named else ""

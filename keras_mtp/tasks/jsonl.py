@@ -19,6 +19,7 @@ from keras_mtp.data.json_lines import read_jsonl
 from keras_mtp.errors import UserError
 from keras_mtp.tasks.mixed_order import rank
 from keras_mtp.tasks.task import SPLITS, Split, Task
+from keras_mtp.untrusted import open_plain
 
 TEST_SHARE, LARGEST_TEST = 0.1, 500  # of a single file
 FORMAT = (
@@ -170,4 +171,9 @@ def _normalised(text: str) -> str:
 
 
 def _digest(files: Iterable[Path]) -> str:
-    return f"sha256 {hashlib.sha256(b''.join(file.read_bytes() for file in files)).hexdigest()[:16]}"
+    digest = hashlib.sha256()
+    for path in files:
+        with open_plain(path) as file:
+            while part := file.read(1 << 20):
+                digest.update(part)
+    return f"sha256 {digest.hexdigest()[:16]}"
