@@ -62,7 +62,7 @@ class Expected:
 def expected(model: keras.Model) -> Expected:
     """Asks an `MTPCausalLM` with its tokenizer."""
     *short, last = (encode_raw(text, model.tokenizer) for text in TEXTS)
-    prompts = [*short, np.resize(last, LONGEST)]
+    prompts = [*short, (last * LONGEST)[:LONGEST]]
     batches = {"batch": prompts, "alone": prompts[:1]}
     token_ids = {name: padded(rows) for name, rows in batches.items()}
     real = {

@@ -22,7 +22,7 @@ def main(questions: str, answers: str, folder: str) -> None:
             name.replace("token_ids", "logits"): session.run(["logits"], {"token_ids": asked[name]})[0]
             for name in asked.files
         }
-    np.savez(answers, **said)
+    np.savez(answers, allow_pickle=False, **said)
 
 
 if __name__ == "__main__":

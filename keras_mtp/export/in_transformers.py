@@ -19,7 +19,8 @@ def main(questions: str, answers: str, tokenizer: str, model: str, adapter: str 
     """
     with np.load(questions) as file:
         asked = {name: file[name] for name in file.files}
-    np.savez(answers, **_token_ids(tokenizer, asked["texts"]), **_logits(model, adapter, asked))
+    said = _token_ids(tokenizer, asked["texts"]) | _logits(model, adapter, asked)
+    np.savez(answers, allow_pickle=False, **said)
 
 
 def _token_ids(folder: str, texts: np.ndarray) -> dict[str, np.ndarray]:

@@ -116,7 +116,7 @@ def _write_weights(arrays: Iterable[tuple[str, np.ndarray]], folder: Path, shard
     if len(written) == 1:
         (folder / _shard_name(0)).rename(folder / SINGLE)
         return
-    where = {}
+    where: dict[str, str] = {}
     for place, names in enumerate(written):
         file = f"model-{place + 1:05d}-of-{len(written):05d}.safetensors"
         (folder / _shard_name(place)).rename(folder / file)

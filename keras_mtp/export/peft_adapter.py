@@ -131,23 +131,21 @@ def _prefix_config(model: keras.Model, key_values: list[np.ndarray]) -> dict[str
 
 
 def _lora_config(lora) -> dict[str, Any]:
-    matrices = lora.named_variables()
-    ranks = {
-        target: lora_matrices(*(_array(matrices[f"0/{target}/{which}"]) for which in "ab"), target)[0].shape[
-            0
-        ]
-        for target in lora.targets
-    }
+    first = {target: _matrices(dense, target) for place, target, dense in lora.adapted() if place == 0}
+    ranks = {target: wide.shape[0] for target, (wide, _) in first.items()}
     return {"peft_type": "LORA", "bias": "none", **lora_pattern(ranks, lora.rank, lora.alpha)}
 
 
 def _lora_tensors(lora) -> dict[str, np.ndarray]:
     tensors = {}
     for place, target, dense in lora.adapted():
-        pair = lora_matrices(_array(dense.lora_kernel_a), _array(dense.lora_kernel_b), target)
-        for name, matrix in zip(("lora_A", "lora_B"), pair, strict=True):
+        for name, matrix in zip(("lora_A", "lora_B"), _matrices(dense, target), strict=True):
             tensors[f"base_model.model.{module_path(place, target)}.{name}.weight"] = matrix
     return tensors
+
+
+def _matrices(dense, target: str) -> tuple[np.ndarray, np.ndarray]:
+    return lora_matrices(_array(dense.lora_kernel_a), _array(dense.lora_kernel_b), target)
 
 
 def _array(variable) -> np.ndarray:

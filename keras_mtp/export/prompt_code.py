@@ -4,7 +4,7 @@ from keras_mtp.data.tokenizer import Tokenizer
 
 _CHAT = """question = [{"role": "user", "content": "Tom has 3 apples and buys 4 more. How many has he now?"}]
 ids = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_dict=False)"""
-_TEXT = 'ids = tokenizer.encode("Tom has 3 apples and", add_special_tokens=False)'
+_TEXT = 'ids = tokenizer.encode("Tom has 3 apples and")'
 
 
 def prompt_code(tokenizer: Tokenizer) -> str:
