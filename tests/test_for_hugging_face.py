@@ -44,7 +44,7 @@ def _trained(original, options) -> MTPCausalLM:
     model = MTPCausalLM(backbone, tokenizer=tokenizer, heads=[LinearHead()], **options)
     rng = np.random.default_rng(2)
     for variable in model.trainable_variables:
-        variable.assign(rng.normal(0, 0.3, variable.shape))
+        variable.assign(rng.normal(0, 0.2, variable.shape))
     return model
 
 

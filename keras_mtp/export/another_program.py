@@ -23,6 +23,8 @@ from keras_mtp.data.tokenizer import Tokenizer
 from keras_mtp.errors import UserError
 from keras_mtp.export.check import TEXTS, TOLERANCE
 
+# As there, but another program's arithmetic in float32: it may add LoRA to a product, where Keras adds it to the matrix.
+ALLOWED = TOLERANCE | {"float32": 2e-5}
 LONGEST = 80  # tokens, of the longest text that is asked
 Arrays = Mapping[str, np.ndarray]
 
@@ -121,7 +123,7 @@ def compare_logits(said: Arrays, want: Expected, dtype: str) -> Agreement:
         UserError: they are further apart.
     """
     largest = max(float(np.abs(x).max()) for x in want.logits.values())
-    allowed, furthest = TOLERANCE[dtype] * largest, 0.0
+    allowed, furthest = ALLOWED[dtype] * largest, 0.0
     for name, logits in want.logits.items():
         apart = float(np.abs(said[f"logits/{name}"][want.real[name]] - logits).max())
         furthest = max(furthest, apart)

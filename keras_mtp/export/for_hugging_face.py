@@ -47,8 +47,8 @@ def export_adapter(
         kind = write_adapter(model, temporary, base)
         (temporary / TOKENIZER).mkdir()
         write_tokenizer(model.tokenizer, temporary / TOKENIZER)
-        with _original(model, name, temporary.parent) as original:
-            agreement = _compared(model, temporary / TOKENIZER, original, temporary)
+        with original(model, name, temporary.parent) as untuned:
+            agreement = _compared(model, temporary / TOKENIZER, untuned, temporary)
         page = pages.of_adapter(model, base, kind, locate(name))
         megabytes = complete(temporary, base, page, files)
     return Exported(
@@ -100,8 +100,12 @@ def _compared(model: keras.Model, *folders: Path) -> Agreement:
 
 
 @contextlib.contextmanager
-def _original(model: keras.Model, name: str, beside: Path) -> Iterator[Path]:
-    """The base model as a Hugging Face folder: where it lies, or if it is stored otherwise, written for the while."""
+def original(model: keras.Model, name: str, beside: Path) -> Iterator[Path]:
+    """The base model as a Hugging Face folder: where it lies, or if it is stored otherwise, written for the while.
+
+    Args:
+        model: an `MTPCausalLM` of it. name: as `load_backbone` takes it. beside: a folder to write into.
+    """
     path = locate(name)
     if path.is_dir() and not is_preset(path):
         yield path

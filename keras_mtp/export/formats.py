@@ -81,7 +81,7 @@ def require(name: str, recipe: Recipe) -> list[str]:
     """Raises a `UserError` where a format cannot hold a run's model, or lacks what it is written with.
 
     Returns:
-        What will be missing in it, in sentences.
+        What will be missing or different in it, in sentences.
     """
     form = FORMATS[name]
     _require_holds(name, held(recipe))
@@ -95,6 +95,11 @@ def require(name: str, recipe: Recipe) -> list[str]:
         notes.append(
             f"`--format {name}` has no place for heads: {left_out(recipe.heads.count)} will not be in it, and nothing is "
             "drafted. `--format saved_model` holds them."
+        )
+    if name == "onnx" and recipe.training.dtype != "float32":
+        notes.append(
+            "`--format onnx` holds float32, the only one that ONNX Runtime computes in on every processor. The run computed "
+            f"in {recipe.training.dtype}, which moves logits a little."
         )
     return notes
 

@@ -80,7 +80,9 @@ def lora_matrices(a: np.ndarray, b: np.ndarray, target: str) -> tuple[np.ndarray
     # The output's heads are among its inputs; those of query, key and value have an A each.
     wide = a.reshape(-1, rank) if target == "output" else a.reshape(a.shape[0], -1)
     heads = wide.shape[1] // rank
-    return np.ascontiguousarray(wide.T), np.kron(np.eye(heads, dtype=b.dtype), b.T)
+    spread = np.kron(np.eye(heads, dtype=b.dtype), b.T)
+    # In one piece: of an array that is a view of a turned one, safetensors writes the numbers in the wrong order.
+    return np.ascontiguousarray(wide.T), np.ascontiguousarray(spread)
 
 
 def module_path(place: int, target: str) -> str:
