@@ -170,6 +170,13 @@ def tensorflow():
     return tf
 
 
+def torch():
+    """PyTorch itself, for what only it can do: `export/` traces a graph with it, and asks Hugging Face's libraries."""
+    import torch
+
+    return torch
+
+
 def fused(function: Callable) -> Callable:
     """`function` of tensors, its elementwise work fused, where the backend would go through it operation by operation.
 

@@ -16,6 +16,7 @@ import click
 
 from keras_mtp import __version__, backend, run_folder
 from keras_mtp.errors import Diverged, Interrupted, UserError
+from keras_mtp.export import formats
 from keras_mtp.export.folder import require_absent
 from keras_mtp.recipe import (
     Recipe,
@@ -129,7 +130,7 @@ def cli() -> None:
       keras-mtp recipe gsm8k --data builtin      run it; about 15 minutes on two CPU cores
       keras-mtp recipe jsonl --data my.jsonl     learn from conversations of your own
       keras-mtp generate RUN "PROMPT"            ask the model that came out of it
-      keras-mtp export RUN DIR                   write it as a SavedModel, for a server
+      keras-mtp export RUN DIR                   write it for a server, or another library
     """
 
 
@@ -399,7 +400,7 @@ def generate(
             click.echo(statistics.summary(), err=True)
 
 
-@cli.command(short_help="Write a finished run's model for a server.")
+@cli.command(short_help="Write a finished run's model for a server, or for another library.")
 @_run_argument
 @click.argument(
     "folder",
@@ -409,25 +410,27 @@ def generate(
 )
 @click.option(
     "--format",
-    "_format",
-    type=click.Choice(["saved_model"]),
-    default="saved_model",
+    "form",
+    type=click.Choice(list(formats.FORMATS)),
+    default=formats.DEFAULT,
     show_default=True,
-    help="saved_model: TensorFlow's, for TensorFlow Serving and every program that has TensorFlow.",
+    help=formats.described(),
 )
 @_as_json
-def export(run: Path, folder: Path, _format: str, as_json: bool) -> None:
-    """Write the model of a finished run so that a server can run it without Keras.
+def export(run: Path, folder: Path, form: str, as_json: bool) -> None:
+    """Write the model of a finished run so that other programs can run it without Keras.
 
-    RUN is the run's folder, whatever backend trained it; TensorFlow must be installed. DIR is made, and only after what was
-    written has been read back without Keras and has said what the model says; its README.md has a client to copy.
+    RUN is the run's folder, whatever backend trained it. DIR is made, and only after another program has read back what was
+    written and has said what the model says; its README.md has a client to copy.
     """
-    backend.select("tensorflow")
+    for note in formats.require(form, load_recipe(run / run_folder.RECIPE)):
+        click.echo(note, err=True)
+    backend.select(formats.FORMATS[form].backend)
     with _only_result_on_stdout():
         with backend.quiet_imports():
             from keras_mtp import runs
 
-        exported = runs.export(run, folder)
+        exported = runs.export(run, folder, form)
     if as_json:
         _print_json(exported.to_json())
     else:

@@ -12,13 +12,14 @@ from keras_mtp.data.encoding import encode_all
 from keras_mtp.data.splits import places_by_source, split_held_out
 from keras_mtp.data.tokenizer import Tokenizer
 from keras_mtp.evaluation import HeadScore, judges
-from keras_mtp.export import saved_model
+from keras_mtp.export import for_hugging_face, formats, onnx_graph, saved_model
+from keras_mtp.export.exported import Exported
 from keras_mtp.generation.statistics import Statistics
 from keras_mtp.generation.text import Wish
 from keras_mtp.models.backbone import base_info
 from keras_mtp.models.from_recipe import base_from_recipe, model_from_recipe
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
-from keras_mtp.recipe import Recipe, load_recipe, with_options
+from keras_mtp.recipe import Recipe, load_recipe, updated, with_options
 from keras_mtp.run_folder import CHECKPOINT, RECIPE, require_run
 from keras_mtp.tasks import load_task
 
@@ -82,11 +83,27 @@ def answer(run: Path, prompt: str, **wish: Any) -> tuple[str, Statistics]:
     return load(run).answer(prompt, Wish(**wish))
 
 
-def export(run: Path, folder: Path) -> saved_model.Exported:
-    """Writes a finished run's model as a SavedModel, with the run's recipe; see `keras_mtp.export.saved_model.export`."""
+def export(run: Path, folder: Path, format: str = formats.DEFAULT) -> saved_model.Exported | Exported:
+    """Writes a finished run's model in one of `keras_mtp.export.formats.FORMATS`, with the run's recipe.
+
+    Args:
+        run: the run's folder. folder: to be made; must not exist.
+
+    Raises:
+        UserError: as `load`; the format cannot hold what the run trained, or something that it needs is not installed.
+    """
     recipe = load_recipe(require_run(run) / RECIPE)
+    formats.require(format, recipe)
+    if format == "onnx":  # ONNX Runtime computes in nothing shorter on a CPU
+        recipe = updated(recipe, {"training.dtype": "float32", "model.dtype": "float32"})
     model, _ = _restored(recipe, run)
-    return saved_model.export(model, folder, base=base_info(recipe.model.name), files=[run / RECIPE])
+    base, files = base_info(recipe.model.name), [run / RECIPE]
+    if format == "saved_model":
+        return saved_model.export(model, folder, base=base, files=files)
+    if format == "onnx":
+        return onnx_graph.export(model, folder, base=base, files=files)
+    write = {"peft": for_hugging_face.export_adapter, "transformers": for_hugging_face.export_llama}[format]
+    return write(model, folder, base=base, name=recipe.model.name, files=files)
 
 
 def _restored(recipe: Recipe, run: Path) -> tuple[MTPCausalLM, Tokenizer]:

@@ -5,15 +5,7 @@ import torch
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from transformers import LlamaForCausalLM
 
-MODULES = {
-    "query": "q_proj",
-    "key": "k_proj",
-    "value": "v_proj",
-    "output": "o_proj",
-    "gate": "gate_proj",
-    "up": "up_proj",
-    "down": "down_proj",
-}
+from keras_mtp.export.peft_adapter import key_value_table, lora_matrices, lora_pattern, module_path
 
 
 def _tensor(values) -> torch.Tensor:
@@ -49,18 +41,16 @@ def prefix_tuning(base: LlamaForCausalLM, key_values: list[np.ndarray], ids: np.
     )
     model = get_peft_model(base, config).eval()
     weight = model.prompt_encoder["default"].embedding.weight  # (P, blocks * 2 * H * E)
-    flat = np.stack(key_values).transpose(2, 0, 1, 3, 4).reshape(length, -1)
-    weight.data = _tensor(flat)
+    weight.data = _tensor(key_value_table(key_values))
     logits, _ = loss_of(model, ids)
     gradient = weight.grad.numpy().reshape(length, len(key_values), 2, heads, size)
     return logits, list(gradient.transpose(1, 2, 0, 3, 4))
 
 
 def lora(base: LlamaForCausalLM, named: dict[str, np.ndarray], alpha: float, ids: np.ndarray):
-    """PEFT's LoRA with our A and B.
+    """PEFT's LoRA with our A and B, laid out as an exported adapter has them (`export/peft_adapter.py`).
 
-    Where attention heads have an A each and share one B, PEFT is given all A side by side and a B that is the shared one in
-    every head's place and zero elsewhere; the gradients of those places add up.
+    The gradients of the places that one shared B stands in add up.
 
     Args:
         named: A and B by our names, `{"0/query/a": ...}`.
@@ -68,29 +58,22 @@ def lora(base: LlamaForCausalLM, named: dict[str, np.ndarray], alpha: float, ids
     Returns:
         `(logits, gradients by the same names)`.
     """
-    targets = {name.split("/")[1] for name in named}
-    ranks = {MODULES[t]: _wide(named[f"0/{t}/a"], t).shape[1] for t in targets}
+    names = {name.rpartition("/")[0] for name in named}
+    matrices = {
+        name: lora_matrices(named[f"{name}/a"], named[f"{name}/b"], name.split("/")[1]) for name in names
+    }
+    ranks = {name.split("/")[1]: wide.shape[0] for name, (wide, _) in matrices.items()}
     rank = named[next(iter(named))].shape[-1]
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        target_modules=list(ranks),
-        rank_pattern=ranks,
-        alpha_pattern={module: alpha * wide / rank for module, wide in ranks.items()},
-    )
+    config = LoraConfig(task_type="CAUSAL_LM", **lora_pattern(ranks, rank, alpha))
     model = get_peft_model(base, config).eval()
     modules = dict(model.named_modules())
     used = {}
-    for name in {name.rpartition("/")[0] for name in named}:
+    for name, (wide, spread) in matrices.items():
         place, target = name.split("/")
-        block = "self_attn" if target in ("query", "key", "value", "output") else "mlp"
-        path = f"base_model.model.model.layers.{place}.{block}.{MODULES[target]}"
-        layer, (a, b) = modules[path], (named[f"{name}/{which}"] for which in "ab")
-        wide = _wide(a, target)
-        layer.lora_A["default"].weight.data = _tensor(wide.T.copy())
-        layer.lora_B["default"].weight.data = _tensor(
-            np.kron(np.eye(wide.shape[1] // rank), b.T).astype("float32")
-        )
-        used[name] = layer, a.shape, b.shape
+        layer = modules[f"base_model.model.{module_path(int(place), target)}"]
+        layer.lora_A["default"].weight.data = _tensor(wide)
+        layer.lora_B["default"].weight.data = _tensor(spread)
+        used[name] = layer, named[f"{name}/a"].shape, named[f"{name}/b"].shape
     logits, _ = loss_of(model, ids)
     gradients = {}
     for name, (layer, a_shape, (rank, outputs)) in used.items():
@@ -100,8 +83,3 @@ def lora(base: LlamaForCausalLM, named: dict[str, np.ndarray], alpha: float, ids
         blocks = whole.reshape(groups, outputs, groups, rank)
         gradients[f"{name}/b"] = sum(blocks[g, :, g] for g in range(groups)).T
     return logits, gradients
-
-
-def _wide(a: np.ndarray, target: str) -> np.ndarray:
-    """A as (inputs, columns): the heads' side by side, but for the output, whose heads are its inputs."""
-    return a.reshape(-1, a.shape[-1]) if target == "output" else a.reshape(a.shape[0], -1)

@@ -240,5 +240,5 @@ def test_runs_and_folders_that_are_refused(done, tmp_path):
     assert "`RUN` must be the folder of a run" in refused(tmp_path, tmp_path / "x")
     (tmp_path / "recipe.toml").write_text((run / "recipe.toml").read_text())
     assert "No finished checkpoint" in refused(tmp_path, tmp_path / "x")
-    assert "--format" in refused(run, tmp_path / "x", "--format", "onnx")
+    assert "--format" in refused(run, tmp_path / "x", "--format", "gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.toml"]

@@ -4,6 +4,7 @@ from string import Template
 
 import keras
 
+from keras_mtp.export.prompt_code import prompt_code
 from keras_mtp.models.backbone import BaseInfo
 
 _PAGE = Template("""# A tuned $base as a TensorFlow SavedModel
@@ -48,9 +49,6 @@ curl localhost:8501/v1/models/tuned:predict -d '{"signature_name": "generate", "
   "token_ids": [[$example]], "lengths": [$length], "max_new_tokens": 64, "stop_ids": $stop_ids}}'
 ```
 """)
-_CHAT = """question = [{"role": "user", "content": "Tom has 3 apples and buys 4 more. How many has he now?"}]
-ids = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_dict=False)"""
-_TEXT = 'ids = tokenizer.encode("Tom has 3 apples and", add_special_tokens=False)'
 
 
 def page(model: keras.Model, base: BaseInfo, version: str) -> str:
@@ -67,7 +65,7 @@ def page(model: keras.Model, base: BaseInfo, version: str) -> str:
         vocabulary=model.backbone.vocabulary_size,
         heads=", ".join(f"`{name}`" for name in model.head_names),
         said=len(model.head_names),
-        prompt=_TEXT if tokenizer.chat_template is None else _CHAT,
+        prompt=prompt_code(tokenizer),
         stop_ids=list(tokenizer.eos_ids),
         example=", ".join(map(str, example)),
         length=len(example),

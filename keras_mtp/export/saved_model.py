@@ -7,7 +7,6 @@
 Written beside where it is to be, compared with the model (`check.py`), and only then given its name.
 """
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,12 +17,12 @@ import keras
 from keras import ops
 
 from keras_mtp import __version__, backend
-from keras_mtp.data.tokenizer import Tokenizer
 from keras_mtp.errors import UserError
 from keras_mtp.export.check import Checked, check
 from keras_mtp.export.folder import made_whole
 from keras_mtp.export.in_graph import InGraph
 from keras_mtp.export.page import page
+from keras_mtp.export.tokenizer_files import write_tokenizer
 from keras_mtp.models.backbone import BaseInfo
 from keras_mtp.models.licence import write_licence
 
@@ -77,7 +76,7 @@ def export(model: keras.Model, folder: Path, *, base: BaseInfo, files: Sequence[
     with made_whole(folder) as temporary:
         signatures = _write(model, temporary)
         checked = check(model, temporary)
-        _write_tokenizer(model.tokenizer, temporary)
+        write_tokenizer(model.tokenizer, temporary)
         write_licence(temporary, base)
         (temporary / "README.md").write_text(page(model, base, __version__), encoding="utf-8")
         for file in files:
@@ -115,18 +114,3 @@ def _write(model: keras.Model, folder: Path) -> tuple[str, ...]:
     signatures = {name: function.get_concrete_function() for name, function in module.functions.items()}
     tf.saved_model.save(module, str(folder), signatures=signatures)
     return tuple(asked)
-
-
-def _write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """In Hugging Face's files, so that `AutoTokenizer.from_pretrained` reads it too."""
-    (folder / "tokenizer.json").write_text(tokenizer.backend.to_str(pretty=True), encoding="utf-8")
-    ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id, "unk": tokenizer.unk_id}
-    texts = {f"{name}_token": tokenizer.backend.id_to_token(i) for name, i in ids.items() if i is not None}
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": tokenizer.add_bos} | texts
-    for name, content in (
-        ("tokenizer_config.json", config),
-        ("generation_config.json", {"eos_token_id": list(tokenizer.eos_ids)}),
-    ):
-        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    if tokenizer.chat_template is not None:
-        (folder / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")

@@ -10,6 +10,7 @@ test_lora.py compares both with PEFT.
 D hidden size, r rank.
 """
 
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
 
@@ -88,6 +89,25 @@ class LoRA(keras.layers.Layer):
         ours = {id(variable) for variable in self.named_variables().values()}
         for variable in self.backbone.weights:
             variable.trainable = yes and id(variable) in ours
+
+    @contextlib.contextmanager
+    def switched_off(self) -> Iterator[None]:
+        """Inside the block the backbone is as it was without LoRA."""
+        self._switch(False)
+        try:
+            yield
+        finally:
+            self._switch(True)
+
+    def merge(self) -> None:
+        """Puts the change into the frozen matrices for good. A and B stay, and do nothing from then on."""
+        for _, _, dense in self.adapted():
+            dense._kernel.assign(dense.kernel)
+        self._switch(False)
+
+    def _switch(self, on: bool) -> None:
+        for _, _, dense in self.adapted():
+            dense.lora_enabled = on
 
     def save_own_variables(self, store):
         for place, variable in enumerate(self.named_variables().values()):

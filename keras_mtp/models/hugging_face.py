@@ -57,7 +57,7 @@ class HuggingFaceFolder:
         )
         self.sizes = hugging_face_config.read_sizes(self._config)
         self._tensors = SafetensorsFolder(folder, self._refuse)
-        llama.check_tensors(self._needed(), self.sizes, self._refuse, _hugging_face_name)
+        llama.check_tensors(self._needed(), self.sizes, self._refuse, hugging_face_name)
         around = (folder / CONFIG, *(folder / name for name in hugging_face_tokenizer.FILES))
         self.files = (*self._tensors.files, *(path for path in around if path.is_file()))
 
@@ -80,7 +80,7 @@ class HuggingFaceFolder:
     def fill(self, backbone: "keras_hub.models.Llama3Backbone") -> None:
         """Puts the weights into an empty backbone."""
         self._check_really_tied()
-        llama.fill(backbone, lambda name: self._tensors.read(_hugging_face_name(name)), self._refuse)
+        llama.fill(backbone, lambda name: self._tensors.read(hugging_face_name(name)), self._refuse)
 
     def _needed(self) -> dict[str, tuple[int, ...]]:
         """Every tensor but those that transformers leaves aside too: old buffers, the unembedding of a tied model."""
@@ -103,7 +103,8 @@ class HuggingFaceFolder:
         raise UserError(f"{self._folder.name} cannot be loaded: {reason}. {_ADVICE}")
 
 
-def _hugging_face_name(name: str) -> str:
+def hugging_face_name(name: str) -> str:
+    """transformers' name for a weight, by llama.cpp's."""
     if name in _OUTER:
         return _OUTER[name]
     _, layer, part, _ = name.split(".")

@@ -168,6 +168,29 @@ def build(sizes: LlamaSizes, dtype: Any) -> "keras_hub.models.Llama3Backbone":
     )
 
 
+def sizes_of(backbone: "keras_hub.models.Llama3Backbone") -> LlamaSizes:
+    """The sizes that `build` made a backbone of."""
+    factor = backbone.rope_frequency_adjustment_factor
+    return LlamaSizes(
+        vocabulary_size=backbone.vocabulary_size,
+        num_layers=backbone.num_layers,
+        num_query_heads=backbone.num_query_heads,
+        num_key_value_heads=backbone.num_key_value_heads,
+        hidden_dim=backbone.hidden_dim,
+        intermediate_dim=backbone.intermediate_dim,
+        layer_norm_epsilon=backbone.layer_norm_epsilon,
+        rope_wavelength=backbone.rope_max_wavelength,
+        rope_scaling=factor
+        and RopeScaling(
+            factor=factor,
+            low=backbone.rope_low_freq_factor,
+            high=backbone.rope_high_freq_factor,
+            length=backbone.rope_pretraining_sequence_length,
+        ),
+        tied=backbone.token_embedding.tie_weights,
+    )
+
+
 def fill(
     backbone: "keras_hub.models.Llama3Backbone",
     read: Callable[[str], np.ndarray],
