@@ -168,11 +168,22 @@ class TaskEvaluation:
             model,
             stop_ids=tokenizer.eos_ids,
             max_new_tokens=max_new_tokens,
-            rows=-(-batch_size // ROWS) * ROWS,
+            rows=answered_rows(batch_size),
         )
 
+    @property
+    def prompts(self) -> list[list[int]]:
+        """The items' prompts, as token ids."""
+        return [_prompt(example, self.tokenizer) for example in self.examples]
+
+    def cache_shape(self) -> tuple[int, int]:
+        """Rows, and slots per row, of the largest key-value cache that the answers can need; (0, 0) where there are none."""
+        if not self.examples or not self.generator.max_new_tokens:
+            return 0, 0
+        return self.generator.cache_shape(sorted(self.prompts, key=len)[-self.batch_size :])
+
     def __call__(self) -> TaskScore:
-        prompts = [_prompt(example, self.tokenizer) for example in self.examples]
+        prompts = self.prompts
         width = max((len(prompt) for prompt in prompts), default=0)
         completions: list[str] = []
         for start in range(0, len(prompts), self.batch_size):
@@ -188,6 +199,11 @@ class TaskEvaluation:
             further={metric: tuple(scores[metric] for scores in further) for metric in further[0]},
             passed_over=self.passed_over,
         )
+
+
+def answered_rows(batch_size: int) -> int:
+    """Rows that a batch of so many prompts is filled up to."""
+    return -(-batch_size // ROWS) * ROWS
 
 
 def judges(

@@ -9,7 +9,7 @@ from pathlib import Path
 import keras
 from rich.console import Console
 
-from keras_mtp import checkpoint, memory, report, run_folder
+from keras_mtp import checkpoint, memory, memory_check, report, run_folder
 from keras_mtp.data.batches import require_a_batch
 from keras_mtp.data.chat_template import read_template
 from keras_mtp.data.draft_vocabulary import most_frequent
@@ -71,6 +71,7 @@ def _run(recipe: Recipe, folder: Path, screen: Console, callbacks: Sequence) -> 
     run_folder.write_text(folder / RECIPE, to_toml(start.recorded_in(recipe)))
     write_licence(folder, base)
 
+    memory_check.before_loading(recipe, base, clock)
     model, tokenizer = model_from_recipe(recipe)
     start.restore(model, base)
     data = recipe.data
@@ -82,6 +83,7 @@ def _run(recipe: Recipe, folder: Path, screen: Console, callbacks: Sequence) -> 
     if recipe.heads.purpose == "speed":
         model.draft_vocabulary = most_frequent(training, recipe.heads.draft_vocabulary)
     judge_held_out, judge_task = judges(model, tokenizer, task, held_out, recipe)
+    predicted = memory_check.before_training(recipe, base, clock, training, held_out, judge_task)
 
     judged = f"{len(held_out)} held-out examples, {len(judge_task.examples)} test items"
     screen.print(f"before: {judged}")
@@ -118,6 +120,7 @@ def _run(recipe: Recipe, folder: Path, screen: Console, callbacks: Sequence) -> 
         marked_examples=len(encoded.marked),
         rows=log.rows,
         clock=clock,
+        predicted=predicted,
         folder=folder,
     )
     report.plot(log.rows, result, folder)

@@ -248,5 +248,12 @@ def _passed_over(report: "Report") -> str:
 def _cost(report: "Report") -> str:
     return (
         f"{report.seconds / 60:.1f} minutes, {report.tokens_per_second:.0f} tokens/s in training, "
-        f"{report.peak_bytes / 2**30:.2f} GiB at the peak beyond the imports."
+        f"{report.peak_bytes / 2**30:.2f} GiB at the peak beyond the imports"
+        f"{_predicted(report)}."
+    )
+
+
+def _predicted(report: "Report") -> str:
+    return (
+        f" ({report.predicted.peak_bytes / 2**30:.2f} predicted before training)" if report.predicted else ""
     )
