@@ -233,6 +233,27 @@ def on_accelerator() -> bool:
     return bool(tf.config.list_physical_devices("GPU"))
 
 
+def device_bytes() -> int | None:
+    """Memory of the accelerator that a run can have, what it has taken already included; None where nothing tells.
+
+    TensorFlow does not tell how much is free.
+    """
+    import keras
+
+    name = keras.config.backend()
+    if name == "torch":
+        import torch
+
+        return (
+            torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() if torch.cuda.is_available() else None
+        )
+    if name == "jax":
+        import jax
+
+        return (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+    return None
+
+
 def attention(query, key, value, visible, scale: float):
     """Softmax attention, the softmax in float32, in the form that the backend trains fastest on a CPU.
 

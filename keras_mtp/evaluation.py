@@ -170,13 +170,24 @@ class TaskEvaluation:
             model,
             stop_ids=tokenizer.eos_ids,
             max_new_tokens=max_new_tokens,
-            rows=-(-batch_size // ROWS) * ROWS,
+            rows=answered_rows(batch_size),
         )
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        """The items' prompts, as token ids."""
+        return [_prompt(example, self.tokenizer) for example in self.examples]
+
+    def cache_shape(self) -> tuple[int, int]:
+        """Rows, and slots per row, of the largest key-value cache that the answers can need; (0, 0) where there are none."""
+        if not self.examples or not self.generator.max_new_tokens:
+            return 0, 0
+        return self.generator.cache_shape(sorted(self.prompts, key=len)[-self.batch_size :])
 
     def __call__(self, journal: Journal | None = None) -> TaskScore:
         """Asks all items; answers that are in the journal are not made again."""
         journal = journal or Journal()
-        prompts = [_prompt(example, self.tokenizer) for example in self.examples]
+        prompts = self.prompts
         width = max((len(prompt) for prompt in prompts), default=0)
         completions: list[str] = []
         for start in range(0, len(prompts), self.batch_size):
@@ -192,6 +203,11 @@ class TaskEvaluation:
             further={metric: tuple(scores[metric] for scores in further) for metric in further[0]},
             passed_over=self.passed_over,
         )
+
+
+def answered_rows(batch_size: int) -> int:
+    """Rows that a batch of so many prompts is filled up to."""
+    return -(-batch_size // ROWS) * ROWS
 
 
 def judges(

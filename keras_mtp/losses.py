@@ -69,7 +69,7 @@ class LinearCrossEntropy(keras.losses.Loss):
         super().__init__(name=name, reduction=reduction)
         self.unembedding = unembedding
         self.trained = trained
-        self.chunk_rows = chunk_rows or _chunk_rows()
+        self.chunk_rows = chunk_rows or default_chunk_rows()
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         # `Loss.__call__` is overridden, not `call`: the rows to skip are known by their weights, and Keras would
@@ -100,7 +100,7 @@ def score_rows(y_true, y_pred, sample_weight, unembedding, chunk_rows: int | Non
     """
     hidden, targets, weights = _as_rows(y_true, y_pred, sample_weight)
     kernel, tied = unembedding_kernel(unembedding, hidden.dtype), unembedding.tie_weights
-    rows = _Rows(hidden, targets, weights, chunk_rows or _chunk_rows())
+    rows = _Rows(hidden, targets, weights, chunk_rows or default_chunk_rows())
 
     def body(i, found):
         chunk = rows.chunk(i)
@@ -126,7 +126,8 @@ def _as_rows(y_true, y_pred, sample_weight):
     return hidden, targets, ops.reshape(ops.cast(sample_weight, "float32"), (-1,))
 
 
-def _chunk_rows() -> int:
+def default_chunk_rows() -> int:
+    """How many rows' logits exist at the same time where nobody says."""
     return CHUNK_ROWS_ON_ACCELERATOR if backend.on_accelerator() else CHUNK_ROWS
 
 

@@ -1,9 +1,24 @@
-"""How much memory and time a run takes beyond what importing its libraries takes."""
+"""How much memory and time a run takes beyond what importing its libraries takes, and how much memory there is."""
 
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+import psutil
+
+_CGROUP = Path("/sys/fs/cgroup")
+# Of the two versions of control groups: where the memory controller is, and its files for the limit and what is used.
+_VERSIONS = {
+    "": (_CGROUP, "memory.max", "memory.current", "inactive_file"),
+    "memory": (
+        _CGROUP / "memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
+}
 
 
 class Clock:
@@ -24,20 +39,53 @@ class Clock:
         return self.earlier + time.monotonic() - self.begun
 
     @property
+    def taken_bytes(self) -> int:
+        """Resident memory now, less what was resident at the start."""
+        return max(resident_bytes() - self.resident_bytes, 0)
+
+    @property
     def peak_bytes(self) -> int:
         """Peak resident memory of the process, less what was resident at the start."""
         return max(peak_resident_bytes() - self.resident_bytes, 0)
 
 
 def resident_bytes() -> int:
-    """Resident memory now; where the system does not tell, the peak so far."""
-    statm = Path("/proc/self/statm")
-    if statm.is_file():
-        return int(statm.read_text().split()[1]) * resource.getpagesize()
-    return peak_resident_bytes()
+    """Resident memory of this process now."""
+    return psutil.Process().memory_info().rss
 
 
 def peak_resident_bytes() -> int:
     """Peak resident memory of this process. `getrusage` counts kilobytes on Linux and bytes on macOS."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def available_bytes() -> int:
+    """Memory that this process can still get without swapping, from the machine and within its control groups."""
+    return min([psutil.virtual_memory().available, *_left_in_groups()])
+
+
+def _left_in_groups(memberships: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
+    """What is left to every control group with a limit that this process is in, as a container is; Linux only."""
+    if not memberships.is_file():
+        return
+    for line in memberships.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers in _VERSIONS:
+            root, *names = _VERSIONS[controllers]
+            group = root / path.strip("/")
+            # In a container the path is the host's, and what is mounted begins at the group itself.
+            for folder in (group, *group.parents):
+                if folder.is_relative_to(root) and (left := _left(folder, *names)) is not None:
+                    yield left
+
+
+def _left(folder: Path, limit: str, used: str, reclaimable: str) -> int | None:
+    """The limit less what is used; file pages that nobody uses any more do not count."""
+    try:
+        allowed = (folder / limit).read_text().strip()
+        taken = int((folder / used).read_text())
+        pages = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except OSError:  # no such group here, or no limit at the root
+        return None
+    return None if allowed == "max" else max(int(allowed) - taken + int(pages.get(reclaimable, 0)), 0)

@@ -10,7 +10,7 @@ from pathlib import Path
 import keras
 from rich.console import Console
 
-from keras_mtp import checkpoint, disk, memory, report, run_folder
+from keras_mtp import checkpoint, disk, memory, memory_check, report, run_folder
 from keras_mtp.data.batches import require_a_batch
 from keras_mtp.data.chat_template import read_template
 from keras_mtp.data.draft_vocabulary import most_frequent
@@ -79,6 +79,7 @@ def _run(recipe: Recipe, folder: Path, screen: Console, callbacks: Sequence) -> 
     disk.write_text(folder / RECIPE, to_toml(recipe))
     write_licence(folder, base)
 
+    memory_check.before_loading(recipe, base, clock)
     model, tokenizer = model_from_recipe(recipe)
     start.restore(model, base)
     data = recipe.data
@@ -90,6 +91,7 @@ def _run(recipe: Recipe, folder: Path, screen: Console, callbacks: Sequence) -> 
     if recipe.heads.purpose == "speed":
         model.draft_vocabulary = most_frequent(training, recipe.heads.draft_vocabulary)
     judge_held_out, judge_task = judges(model, tokenizer, task, held_out, recipe)
+    predicted = memory_check.before_training(recipe, base, clock, training, held_out, judge_task)
 
     judged = f"{len(held_out)} held-out examples, {len(judge_task.examples)} test items"
     screen.print(snapshots.going_on or f"before: {judged}")
@@ -129,6 +131,7 @@ def _run(recipe: Recipe, folder: Path, screen: Console, callbacks: Sequence) -> 
         continued=snapshots.continued,
         rows=log.rows,
         clock=clock,
+        predicted=predicted,
         folder=folder,
     )
     report.plot(log.rows, result, folder)

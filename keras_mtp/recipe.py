@@ -345,6 +345,10 @@ class TrainingRecipe(_Table):
         False,
         "Compute each block's inside again in the backward pass instead of keeping it: less memory, about 40 % more work.",
     )
+    memory_check: bool = field(
+        True,
+        "Refuse to start where the memory that the run is predicted to take is not free; false starts all the same.",
+    )
     compile: bool = field(
         True,
         "On torch, fuse each block's elementwise work with torch.compile (needs a C++ compiler, on a GPU Triton); not in "

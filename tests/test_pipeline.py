@@ -56,7 +56,7 @@ def test_report_json(done):
     assert isinstance(result, Report) and data == result.to_json()
     assert set(data) == {
         *("recipe", "backend", "model", "data", "method", "tuned_weights", "seed", "steps"),
-        *("held_out", "task", "tokens_per_second", "peak_bytes"),
+        *("held_out", "task", "tokens_per_second", "peak_bytes", "predicted_peak_bytes"),
     }
     assert data["backend"] == keras.config.backend() and data["model"] == "tiny" and data["data"] == "GSM8K"
     assert set(data["held_out"]) == {"head_1", "head_2", "head_3", "n"} and data["held_out"]["n"] == 3

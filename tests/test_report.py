@@ -5,6 +5,7 @@ import json
 import pytest
 
 from keras_mtp import curves, report
+from keras_mtp.memory_plan import Prediction
 from keras_mtp.report import page
 
 pytestmark = pytest.mark.any_backend
@@ -93,6 +94,14 @@ def test_a_diverged_run_is_still_json(tmp_path):
     diverged = dataclasses.replace(example(), tokens_per_second=float("nan"))
     report.write(diverged, tmp_path)
     assert json.loads((tmp_path / "report.json").read_text())["tokens_per_second"] is None
+
+
+def test_prediction_stands_beside_what_was_measured():
+    predicted = Prediction(workload=None, phases={"training": {"program": 2.0**30, "weights": 2.0**29}})
+    text = page.markdown(example(predicted=predicted))
+    assert "1.50 GiB at the peak beyond the imports (1.50 predicted before training)." in text
+    assert "1.50 GiB at the peak beyond the imports." in page.markdown(example())
+    assert example(predicted=predicted).to_json()["predicted_peak_bytes"] == 3 * 2**29
 
 
 def test_share_has_its_wilson_interval():

@@ -43,10 +43,10 @@ class Batch:
         prompts = [list(prompt) for prompt in prompts] + [list(prompts[0])] * (rows - len(prompts))
         self.lengths = np.array([len(prompt) for prompt in prompts], "int32")
         self.prefix_length = decoding.forward.prefix_length
-        width = -(-max(pad_to, *self.lengths.tolist(), 1) // PREFILL) * PREFILL
+        longest = max(pad_to, *self.lengths.tolist(), 1)
         room = np.full(rows, max_new_tokens, "int32")
         room[self.count :] = 0
-        slots = _slots(self.prefix_length + width + min(max_new_tokens, AHEAD) + decoding.reach)
+        slots = cache_slots(self.prefix_length, longest, min(max_new_tokens, AHEAD), decoding.reach)
         ids = np.zeros((rows, slots, 1), "int32")
         for row, prompt in zip(ids[:, self.prefix_length :, 0], prompts, strict=True):
             row[: len(prompt)] = prompt
@@ -140,6 +140,15 @@ class Batch:
             first = self.prefix_length + length
             uniforms[row, first:] = self.sampling.uniforms(row, slots - first)
         return uniforms
+
+
+def cache_slots(prefix_length: int, prompt_tokens: int, new_tokens: int, reach: int) -> int:
+    """Slots that a cache has for a prefix, prompts of at most so many tokens, and answers to them.
+
+    Args:
+        reach: of the `Decoding`.
+    """
+    return _slots(prefix_length + -(-prompt_tokens // PREFILL) * PREFILL + new_tokens + reach)
 
 
 def _slots(needed: int) -> int:

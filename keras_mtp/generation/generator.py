@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from keras_mtp.generation.batch import Batch, OnTokens
+from keras_mtp.generation.batch import Batch, OnTokens, cache_slots
 from keras_mtp.generation.decoding import Decoding
 from keras_mtp.generation.fixed_shape import fixed_shape
 from keras_mtp.generation.merged_kernels import MergedKernels
@@ -135,6 +135,13 @@ class Generator:
                 speculating = False
             batch.run(passes if on_tokens or speculating else None)
         return Answers(tokens=batch.tokens(), statistics=batch.statistics(speculated=speculating))
+
+    def cache_shape(self, prompts: Sequence[Sequence[int]]) -> tuple[int, int]:
+        """Rows, and slots per row, of the largest key-value cache that plain answers to a batch of prompts can need."""
+        longest = max(map(len, prompts))
+        reach = self._decoding(False, 1).reach
+        slots = cache_slots(self.model.prefix_length, longest, self.max_new_tokens, reach)
+        return max(len(prompts), self.rows), slots
 
     def _decoding(self, heads: bool, width: int) -> Decoding:
         key = heads, width

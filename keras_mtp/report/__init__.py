@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from keras_mtp.data.encoding import Encoded
     from keras_mtp.evaluation import HeadScore, TaskScore
     from keras_mtp.memory import Clock
+    from keras_mtp.memory_plan import Prediction
     from keras_mtp.models.backbone import BaseInfo
     from keras_mtp.recipe import Recipe
     from keras_mtp.starting_point import StartingPoint
@@ -144,7 +145,8 @@ class Report:
         task: the task's score.
         gradients: by head, where `training.probe_every` asked for them. gradients_n: number of steps measured.
         tokens_per_second: real tokens trained on per second, the warm-up aside.
-        peak_bytes: peak resident memory less that after imports.
+        peak_bytes: peak resident memory less that after imports. predicted: what was predicted before training; on an
+            accelerator, of that one's memory.
         seconds: of the whole run. padding_share: share of padding in what training computed.
         skipped_examples: training examples left out for their length. truncated_examples: those cut to it.
         marked_examples: those left out for the text of a special token in them.
@@ -184,6 +186,7 @@ class Report:
     gradients_n: int = 0
     tokens_per_second: float
     peak_bytes: int
+    predicted: "Prediction | None" = None
     seconds: float
     padding_share: float
     skipped_examples: int
@@ -194,7 +197,7 @@ class Report:
     command: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The content of `report.json`; `held_out_by_source`, `gradients`, `kept_step`, `continued` and `started_from` only where there is one."""
+        """The content of `report.json`; what a run may lack only where there is one."""
         content: dict[str, Any] = {
             "recipe": self.recipe,
             "backend": self.backend,
@@ -209,6 +212,8 @@ class Report:
             "tokens_per_second": self.tokens_per_second,
             "peak_bytes": self.peak_bytes,
         }
+        if self.predicted:
+            content["predicted_peak_bytes"] = self.predicted.peak_bytes
         if self.held_out_by_source:
             content["held_out_by_source"] = {
                 source: _by_head(result.heads, result.n) for source, result in self.held_out_by_source.items()
@@ -247,6 +252,7 @@ def from_run(
     continued: int = 0,
     rows: Sequence[curves.Row],
     clock: "Clock",
+    predicted: "Prediction",
     folder: Path,
 ) -> Report:
     """Puts a run's results together.
@@ -294,6 +300,7 @@ def from_run(
         gradients_n=len(probed),
         tokens_per_second=statistics.median(speeds),
         peak_bytes=clock.peak_bytes,
+        predicted=predicted,
         seconds=clock.seconds,
         padding_share=trained.padding_share,
         skipped_examples=skipped_examples,

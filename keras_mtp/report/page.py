@@ -249,5 +249,12 @@ def _cost(report: "Report") -> str:
     cut = f" The run was cut off and went on, {report.continued} times." if report.continued else ""
     return (
         f"{report.seconds / 60:.1f} minutes, {report.tokens_per_second:.0f} tokens/s in training, "
-        f"{report.peak_bytes / 2**30:.2f} GiB at the peak beyond the imports.{cut}"
+        f"{report.peak_bytes / 2**30:.2f} GiB at the peak beyond the imports"
+        f"{_predicted(report)}.{cut}"
+    )
+
+
+def _predicted(report: "Report") -> str:
+    return (
+        f" ({report.predicted.peak_bytes / 2**30:.2f} predicted before training)" if report.predicted else ""
     )

@@ -1,0 +1,111 @@
+"""A run that cannot fit is refused before it trains, and told what would fit."""
+
+import dataclasses
+
+import keras
+import pytest
+
+from keras_mtp import memory, memory_check, memory_plan, pipeline
+from keras_mtp.data.batches import Batches
+from keras_mtp.errors import UserError
+from keras_mtp.models.backbone import base_info
+from keras_mtp.recipe import updated
+from tests import tiny, tiny_run
+from tests.tiny_gguf import write_tiny_gguf
+
+pytestmark = pytest.mark.any_backend
+
+EXAMPLES = tiny.encoded(40, longest=60)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("memory_check")
+    tiny_run.write_inputs(folder)
+    return tiny_run.recipe(folder, training__batch_size=8, evaluation__batch_size=4, data__buckets=0)
+
+
+@pytest.fixture(scope="module")
+def base(recipe):
+    return base_info(recipe.model.name)
+
+
+def needed(recipe, base):
+    batches = (
+        memory_check.training_positions(recipe, EXAMPLES),
+        memory_check.held_out_positions(recipe, EXAMPLES[:8]),
+    )
+    return memory_check.workload(recipe, base, *batches, (32, 128))
+
+
+def factors(recipe):
+    return memory_plan.factors(keras.config.backend(), recipe.training.dtype)
+
+
+def test_the_largest_batch_is_one_that_the_run_will_see(recipe):
+    found = memory_check.training_positions(recipe, EXAMPLES)
+    batches = [
+        Batches(EXAMPLES, heads=("head_1",), steps=steps, batch_size=8, buckets=0, purpose=purpose)
+        for purpose, steps in (("warmup", 2), ("joint", 3))
+    ]
+    widths = {batches[i][index][0].shape[1] for i in (0, 1) for index in range(batches[i].num_batches)}
+    assert found.rows == 8 and found.own + found.shared == max(widths) + recipe.prefix.length
+    halved = updated(recipe, {"training.accumulation": 2})
+    assert memory_check.training_positions(halved, EXAMPLES) == dataclasses.replace(found, rows=4)
+
+
+def test_a_prefix_of_keys_and_values_has_no_positions(recipe):
+    kept = memory_check.training_positions(updated(recipe, {"tuning.method": "prefix_kv"}), EXAMPLES)
+    plain = memory_check.training_positions(recipe, EXAMPLES)
+    assert kept.kept == 3 and plain.kept == 0 and plain.shared - kept.shared == 3
+
+
+def test_settings_that_fit_are_named_and_the_smallest_change_comes_first(recipe, base):
+    workload = needed(recipe, base)
+
+    def fitting(free):
+        return next(memory_check.that_fit(recipe, workload, factors(recipe), free), None)
+
+    def peak(**changes):
+        return memory_plan.predict(dataclasses.replace(workload, **changes), factors(recipe)).peak_bytes
+
+    def rows(count):
+        return dataclasses.replace(workload.training, rows=count)
+
+    whole, half = peak(), peak(training=rows(4), accumulated=True)
+    assert half < whole
+    assert fitting(whole) == ""
+    assert fitting(half) == "training.accumulation=2"
+    assert "training.accumulation=4" in fitting(half - 1)
+    assert fitting(1000) is None
+
+
+def test_a_run_that_does_not_fit_says_what_it_needs_and_what_there_is():
+    parts = {"weights": 2.0 * 2**30, "activations": 6.0 * 2**30, "logits": 0.5 * 2**30, "states": 1.0}
+    recipe = tiny_run.load_recipe("gsm8k")
+    prediction = memory_plan.Prediction(workload=None, phases={"training": parts})
+    text = memory_check.refusal(prediction, 4 * 2**30, "training.accumulation=2")
+    assert "8.50 GiB" in text and "Free: 4.00 GiB" in text and "activations 6.00 GiB" in text
+    assert "fits with training.accumulation=2" in text and "training.memory_check=false" in text
+    assert "training.remat" not in text
+    nothing = memory_check.refusal(prediction, 4 * 2**30, None)
+    assert "Not even" in nothing and "data.max_tokens" in nothing and "smaller model" in nothing
+    assert recipe.training.memory_check
+
+
+def test_an_endless_model_is_refused_before_it_is_loaded(recipe, base):
+    """The weights alone, of a model with a thousand times the width."""
+    vast = dataclasses.replace(base, architecture=base.architecture | {"intermediate_dim": 10**10})
+    with pytest.raises(UserError, match=r"must fit into memory. Predicted: .* Not even"):
+        memory_check.before_loading(recipe, vast, memory.Clock())
+    memory_check.before_loading(updated(recipe, {"training.memory_check": False}), vast, memory.Clock())
+    memory_check.before_loading(recipe, base, memory.Clock())
+
+
+def test_a_run_is_refused_before_it_trains(recipe, tmp_path):
+    """Batches so large that no machine has the memory; only lengths are looked at, nothing is computed."""
+    write_tiny_gguf(tmp_path / "tiny.gguf", num_layers=2)
+    vast = updated(recipe, {"evaluation.batch_size": 10**9, "evaluation.test_limit": 0})
+    with pytest.raises(UserError, match=r"It fits with evaluation.batch_size=\d+"):
+        pipeline.run(vast, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run/metrics.csv").exists()
