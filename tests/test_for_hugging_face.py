@@ -1,5 +1,6 @@
 """Exports for Hugging Face's libraries: what PEFT and transformers make of them is what the model says."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -13,7 +14,8 @@ from peft import PeftModel
 from keras_mtp import LinearHead, MTPCausalLM, UserError, pipeline, runs
 from keras_mtp.cli import cli
 from keras_mtp.data.encoding import encode_prompt
-from keras_mtp.export import for_hugging_face
+from keras_mtp.export import for_hugging_face, pages
+from keras_mtp.export.peft_adapter import write_adapter
 from keras_mtp.models.backbone import base_info, load_backbone
 from keras_mtp.tuning import PROJECTIONS
 from tests import tiny, tiny_hugging_face, tiny_run
@@ -87,12 +89,34 @@ def test_what_an_adapters_folder_holds(original, adapters, kind):
     assert {path.name for path in folder.iterdir()} == {
         *("adapter_config.json", "adapter_model.safetensors", "README.md", "base_licence.txt", "tokenizer"),
     }
+    modes = {(folder / name).stat().st_mode for name in ("adapter_model.safetensors", "README.md")}
+    assert len(modes) == 1  # safetensors would let the owner alone read it
     page, base = (folder / "README.md").read_text("utf-8"), base_info(str(original))
     assert page.startswith("---\nlibrary_name: peft\nlicense: llama3.2\n---\n")
     assert base.sha256 in page and "head_2" in page
     assert "Built with Llama" in (folder / "base_licence.txt").read_text("utf-8")
     assert ("PEFT's rank is larger" in page) == (kind == "LoRA")
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] is None
+
+
+@pytest.mark.any_backend
+def test_an_adapter_names_the_hubs_model_and_revision(original, adapters, tmp_path):
+    model, _ = adapters["prompt tuning"]
+    base = dataclasses.replace(base_info(str(original)), source="hf://org/name@main", revision="abc")
+    kind = write_adapter(model, tmp_path, base)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("org/name", "abc")
+    page = pages.of_adapter(model, base, kind, original)
+    assert "base_model: org/name\n" in page and 'from_pretrained("org/name", revision="abc", ' in page
+    assert 'from_pretrained("FOLDER", gguf_file="a.gguf", ' in pages.of_adapter(
+        model, base, kind, _file(tmp_path)
+    )
+
+
+def _file(folder):
+    path = folder / "a.gguf"
+    path.touch()
+    return path
 
 
 @pytest.mark.any_backend

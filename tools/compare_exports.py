@@ -71,6 +71,7 @@ def main() -> None:
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--data", default="builtin", help="hub, tfds, builtin or a folder")
+    parser.add_argument("--formats", nargs="+", choices=list(formats.FORMATS), default=list(formats.FORMATS))
     parser.add_argument("--prompts", type=int, default=50)
     parser.add_argument("--quick", action="store_true", help="4 prompts")
     parser.add_argument("--exports", type=Path, metavar="DIR")
@@ -81,7 +82,8 @@ def main() -> None:
         exports = options.exports or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         print(HEADING, flush=True)
         rows = []
-        for row in measured(options.runs, exports, options.data, 4 if options.quick else options.prompts):
+        prompts = 4 if options.quick else options.prompts
+        for row in measured(options.runs, options.formats, exports, options.data, prompts):
             print(row, flush=True)
             rows.append(row)
     if options.json:
@@ -91,7 +93,7 @@ def main() -> None:
     sys.exit(not all(row.holds for row in rows))
 
 
-def measured(runs: list[Path], exports: Path, data: str, prompts: int) -> Iterator[Row]:
+def measured(runs: list[Path], wanted: list[str], exports: Path, data: str, prompts: int) -> Iterator[Row]:
     """A row for every export, run by run."""
     from keras_mtp import runs as finished
     from keras_mtp.data.encoding import encode_prompt
@@ -101,7 +103,7 @@ def measured(runs: list[Path], exports: Path, data: str, prompts: int) -> Iterat
     questions = [example.prompt for example in load_task("gsm8k", data).examples("test")[:prompts]]
     for run in runs:
         recipe = load_recipe(run / "recipe.toml")
-        folders = {form: exported(run, form, exports) for form in held_by(recipe)}
+        folders = {form: exported(run, form, exports) for form in held_by(recipe, wanted)}
         model = finished.load(run)
         ids = [np.array([encode_prompt(question, model.tokenizer)], "int32") for question in questions]
         apart, largest = dict.fromkeys(folders, 0.0), 0.0
@@ -127,10 +129,10 @@ def measured(runs: list[Path], exports: Path, data: str, prompts: int) -> Iterat
             )
 
 
-def held_by(recipe: Recipe) -> list[str]:
-    """The formats that can hold a run and can be read here; says of the others why they are left out."""
+def held_by(recipe: Recipe, wanted: list[str]) -> list[str]:
+    """Those of the formats that can hold a run and can be read here; says of the others why they are left out."""
     found = []
-    for form in formats.FORMATS:
+    for form in wanted:
         try:
             formats.require(form, recipe)
         except UserError as error:

@@ -37,7 +37,7 @@ class Exported:
         agreement = self.agreement
         return (
             f"Exported to {self.folder}: {self.what}; {self.megabytes:.2g} MB. README.md there says how to load it.\n"
-            f"Read back by {self.read_by}: the logits of {agreement.places} tokens within {agreement.logits_differ_by:.1g} of "
+            f"Read back by {self.read_by}: the logits of {agreement.places} tokens within {agreement.logits_differ_by:.2g} of "
             f"the model's own, which go up to {agreement.logits_up_to:.2g}."
         )
 

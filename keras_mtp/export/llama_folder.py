@@ -5,6 +5,7 @@ it is Llama 3's, and holds all weights in memory twice.
 """
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ def _write_weights(arrays: Iterable[tuple[str, np.ndarray]], folder: Path, shard
     written: list[list[str]] = []
     total = 0
     for shard in _shards(arrays, shard_bytes):
-        save_file(shard, folder / _shard_name(len(written)), metadata={"format": "pt"})  # transformers asks
+        save_tensors(shard, folder / _shard_name(len(written)), folder / CONFIG)
         written.append(list(shard))
         total += sum(array.nbytes for array in shard.values())
     if len(written) == 1:
@@ -122,6 +123,12 @@ def _write_weights(arrays: Iterable[tuple[str, np.ndarray]], folder: Path, shard
         (folder / _shard_name(place)).rename(folder / file)
         where |= dict.fromkeys(names, file)
     _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+
+
+def save_tensors(tensors: dict[str, np.ndarray], path: Path, config: Path) -> None:
+    """Writes a safetensors file as transformers wants it, readable for whoever may read `config`: not for its owner alone."""
+    save_file(tensors, path, metadata={"format": "pt"})
+    shutil.copymode(config, path)
 
 
 def _shards(arrays: Iterable[tuple[str, np.ndarray]], shard_bytes: int) -> Iterator[dict[str, np.ndarray]]:

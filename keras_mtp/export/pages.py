@@ -10,6 +10,7 @@ from keras_mtp.export.formats import left_out
 from keras_mtp.export.prompt_code import prompt_code
 from keras_mtp.models.backbone import BaseInfo
 from keras_mtp.models.hub import HUGGING_FACE
+from keras_mtp.models.keras_hub_preset import is_preset
 from keras_mtp.models.licence import UNKNOWN
 
 _MADE = Template("""Made by keras_mtp $version from a finished run; `recipe.toml` says how it was trained, `base_licence.txt` under which licence
@@ -19,7 +20,7 @@ _ADAPTER = Template("""$front# $kind for $base
 
 $made
 
-It belongs to that model and to no other. `tokenizer/` is its tokenizer with the chat template of the run.$rank
+It belongs to that model and to no other. `tokenizer/` is its tokenizer with the chat template of the run.$where$rank
 
 ```python
 import torch
@@ -35,6 +36,8 @@ said = model.generate(input_ids=torch.tensor([ids]), max_new_tokens=64, do_sampl
 print(tokenizer.decode(said[0, len(ids) :], skip_special_tokens=True))
 ```
 """)
+_GGUF = "\n\n`FOLDER` is where the GGUF file lies; transformers reads it with the packages `gguf` and `accelerate`."
+_PRESET = "\n\n`FOLDER` is a Hugging Face model of the same weights as the keras-hub preset."
 _RANK = """
 
 PEFT's rank is larger than the recipe's: Keras gives every attention head of query, key and value a matrix A of its own,
@@ -92,12 +95,14 @@ def of_adapter(model: keras.Model, base: BaseInfo, kind: str, path: Path) -> str
         kind: of adapter, as PEFT calls it.
     """
     spread = model.lora is not None and {"query", "key", "value"} & {*model.lora.targets}
+    original, where = _original(base, path)
     return _ADAPTER.substitute(
         _common(model, base),
         front=_front_matter(base, "peft"),
         kind=kind[0].upper() + kind[1:],
         rank=_RANK if spread else "",
-        original=_original(base, path),
+        original=original,
+        where=where,
         dtype=model.backbone.compute_dtype,
     )
 
@@ -139,11 +144,13 @@ def _front_matter(base: BaseInfo, library: str) -> str:
     return "---\n" + "".join(f"{key}: {value}\n" for key, value in fields.items()) + "---\n\n"
 
 
-def _original(base: BaseInfo, path: Path) -> str:
-    """The arguments by which transformers loads the base model."""
-    if base.source.startswith(HUGGING_FACE):
-        name = base.source.removeprefix(HUGGING_FACE).partition("@")[0]
-        return f'"{name}", revision="{base.revision}"' if base.revision else f'"{name}"'
+def _original(base: BaseInfo, path: Path) -> tuple[str, str]:
+    """The arguments by which transformers loads the base model, and what there is to say of them."""
     if path.is_file():
-        return f'"FOLDER", gguf_file="{path.name}"'
-    return f'"{base.source}"'
+        return f'"FOLDER", gguf_file="{path.name}"', _GGUF
+    if is_preset(path):
+        return '"FOLDER"', _PRESET
+    if not base.source.startswith(HUGGING_FACE):
+        return f'"{base.source}"', ""
+    name = base.source.removeprefix(HUGGING_FACE).partition("@")[0]
+    return f'"{name}", revision="{base.revision}"' if base.revision else f'"{name}"', ""

@@ -20,8 +20,8 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
-from safetensors.numpy import save_file
 
+from keras_mtp.export.llama_folder import save_tensors
 from keras_mtp.models.backbone import BaseInfo
 from keras_mtp.models.hub import HUGGING_FACE
 from keras_mtp.models.hugging_face import hugging_face_name
@@ -64,7 +64,7 @@ def write_adapter(model: keras.Model, folder: Path, base: BaseInfo) -> str:
         "revision": base.revision if hub else None,
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    save_tensors(tensors, folder / WEIGHTS, folder / CONFIG)
     return kind
 
 

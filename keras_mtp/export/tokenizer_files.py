@@ -26,7 +26,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     ):
         (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if tokenizer.chat_template is not None:
-        template = _template(tokenizer, tokenizer.chat_template)
+        template = _template(tokenizer.chat_template, tokenizer)
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
 
 
@@ -38,19 +38,16 @@ def _with_bos(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
     if backend.encode("a").ids == encode_raw("a", tokenizer):
         return backend
-    bos_id = tokenizer.bos_id if tokenizer.add_bos else None
-    bos = "" if bos_id is None else backend.id_to_token(bos_id)
-    template = processors.TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, bos_id)] if bos else []
+    first = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
+    texts = [backend.id_to_token(index) for index in first]
+    backend.post_processor = processors.TemplateProcessing(
+        single=[*texts, "$A"], pair=[*texts, "$A", "$B"], special_tokens=[*zip(texts, first, strict=True)]
     )
-    backend.post_processor = template
     return backend
 
 
-def _template(tokenizer: Tokenizer, template: str) -> str:
+def _template(template: str, tokenizer: Tokenizer) -> str:
     """The chat template, which begins with bos if the model expects it: transformers puts nothing in front of a chat."""
     chat = tokenizer.render_chat([{"role": "user", "content": "a"}], add_generation_prompt=True)
-    ids = tokenizer.encode(chat, special=True)
-    if tokenizer.add_bos and ids[:1] != [tokenizer.bos_id]:
-        return "{{ bos_token }}" + template
-    return template
+    begins = tokenizer.encode(chat, special=True)[:1] == [tokenizer.bos_id]
+    return template if begins or not tokenizer.add_bos else "{{ bos_token }}" + template
