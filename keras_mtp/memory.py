@@ -8,16 +8,11 @@ from pathlib import Path
 
 import psutil
 
-_CGROUP = Path("/sys/fs/cgroup")
-# Of the two versions of control groups: where the memory controller is, and its files for the limit and what is used.
+# Of the two versions of control groups, by the controllers that name them: the folder below the mount, and in a group's
+# folder the file with its limit, that with what is used, and the entry of `memory.stat` for pages that can be dropped.
 _VERSIONS = {
-    "": (_CGROUP, "memory.max", "memory.current", "inactive_file"),
-    "memory": (
-        _CGROUP / "memory",
-        "memory.limit_in_bytes",
-        "memory.usage_in_bytes",
-        "total_inactive_file",
-    ),
+    "": (".", "memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
 
 
@@ -62,17 +57,20 @@ def peak_resident_bytes() -> int:
 
 def available_bytes() -> int:
     """Memory that this process can still get without swapping, from the machine and within its control groups."""
-    return min([psutil.virtual_memory().available, *_left_in_groups()])
+    return min([psutil.virtual_memory().available, *left_in_groups()])
 
 
-def _left_in_groups(memberships: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
+def left_in_groups(
+    memberships: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")
+) -> Iterator[int]:
     """What is left to every control group with a limit that this process is in, as a container is; Linux only."""
     if not memberships.is_file():
         return
     for line in memberships.read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers in _VERSIONS:
-            root, *names = _VERSIONS[controllers]
+            below, *names = _VERSIONS[controllers]
+            root = mount / below
             group = root / path.strip("/")
             # In a container the path is the host's, and what is mounted begins at the group itself.
             for folder in (group, *group.parents):
@@ -80,12 +78,12 @@ def _left_in_groups(memberships: Path = Path("/proc/self/cgroup")) -> Iterator[i
                     yield left
 
 
-def _left(folder: Path, limit: str, used: str, reclaimable: str) -> int | None:
-    """The limit less what is used; file pages that nobody uses any more do not count."""
+def _left(folder: Path, limit: str, used: str, droppable: str) -> int | None:
+    """The limit less what is used, pages aside that can be dropped; None where there is no limit."""
     try:
         allowed = (folder / limit).read_text().strip()
         taken = int((folder / used).read_text())
         pages = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
     except OSError:  # no such group here, or no limit at the root
         return None
-    return None if allowed == "max" else max(int(allowed) - taken + int(pages.get(reclaimable, 0)), 0)
+    return None if allowed == "max" else max(int(allowed) - taken + int(pages.get(droppable, 0)), 0)

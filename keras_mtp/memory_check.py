@@ -32,7 +32,7 @@ def before_loading(recipe: Recipe, base: BaseInfo, clock: memory.Clock) -> None:
     Raises:
         UserError: they do not fit, and `training.memory_check` is on.
     """
-    _checked(recipe, workload(recipe, base, NOTHING, NOTHING), clock)
+    _checked(recipe, workload(recipe, base), clock)
 
 
 def before_training(
@@ -51,17 +51,28 @@ def before_training(
     Raises:
         UserError: it does not fit, and `training.memory_check` is on.
     """
-    batches = training_positions(recipe, training), held_out_positions(recipe, held_out)
-    return _checked(recipe, workload(recipe, base, *batches, answered.cache_shape()), clock)
+    full = workload(
+        recipe,
+        base,
+        training=training_positions(recipe, training, longest(recipe, training)),
+        held_out=held_out_positions(recipe, held_out),
+        cache=answered.cache_shape(),
+    )
+    return _checked(recipe, full, clock)
 
 
 def workload(
-    recipe: Recipe, base: BaseInfo, training: Positions, held_out: Positions, cache: tuple[int, int] = (0, 0)
+    recipe: Recipe,
+    base: BaseInfo,
+    *,
+    training: Positions = NOTHING,
+    held_out: Positions = NOTHING,
+    cache: tuple[int, int] = (0, 0),
 ) -> Workload:
-    """What of a recipe and its model decides the memory.
+    """What of a recipe and its model decides the memory; without more arguments, of weights and what trains them.
 
     Args:
-        training, held_out: the positions of the largest batches. cache: rows, and slots per row, of the key-value cache.
+        training, held_out: as in `Workload`. cache: rows, and slots per row, of the key-value cache.
     """
     float32 = recipe.training.dtype == "float32"
     heads, tuned = recipe.heads, recipe.tuning
@@ -90,45 +101,45 @@ def workload(
     )
 
 
-def training_positions(recipe: Recipe, examples: Sequence[Encoded]) -> Positions:
-    """Of the largest micro-batch that the run's stages will see."""
+def longest(recipe: Recipe, examples: Sequence[Encoded]) -> int:
+    """The padded length of the longest batch that the run's stages will see, in tokens per row."""
     training, heads = recipe.training, recipe.heads
     stages = {"heads" if recipe.heads_alone else "joint": training.steps}
     if heads.count and heads.warmup_steps and not recipe.heads_alone:
         stages["warmup"] = heads.warmup_steps
-    longest = max(
-        _longest(recipe, examples, purpose=purpose, steps=steps) for purpose, steps in stages.items()
-    )
-    return _positions(recipe, examples, training.batch_size // training.accumulation, longest)
+    found = 0
+    for purpose, steps in stages.items():
+        batches = Batches(
+            examples,
+            heads=(),
+            steps=steps,
+            batch_size=training.batch_size,
+            buckets=recipe.data.buckets,
+            seed=training.seed,
+            purpose=purpose,
+        )
+        found = max(found, *(batches.padded_length(batches.step_examples(step)) for step in range(steps)))
+    return found
+
+
+def training_positions(recipe: Recipe, examples: Sequence[Encoded], tokens: int) -> Positions:
+    """Of the largest micro-batch, given its padded tokens per row."""
+    return _positions(recipe, examples, recipe.training.batch_size // recipe.training.accumulation, tokens)
 
 
 def held_out_positions(recipe: Recipe, examples: Sequence[Encoded]) -> Positions:
     """Of the largest batch of held-out examples."""
-    longest = bucket_lengths(np.array([len(item.ids) for item in examples]), BUCKETS)[-1]
-    return _positions(recipe, examples, recipe.evaluation.batch_size, int(longest))
+    tokens = bucket_lengths(np.array([len(item.ids) for item in examples]), BUCKETS)[-1]
+    return _positions(recipe, examples, recipe.evaluation.batch_size, int(tokens))
 
 
-def _longest(recipe: Recipe, examples: Sequence[Encoded], *, purpose: str, steps: int) -> int:
-    """Tokens per row of the longest batch of a stage."""
-    batches = Batches(
-        examples,
-        heads=(),
-        steps=steps,
-        batch_size=recipe.training.batch_size,
-        buckets=recipe.data.buckets,
-        seed=recipe.training.seed,
-        purpose=purpose,
-    )
-    return max(batches.padded_length(batches.step_examples(step)) for step in range(steps))
-
-
-def _positions(recipe: Recipe, examples: Sequence[Encoded], rows: int, longest: int) -> Positions:
+def _positions(recipe: Recipe, examples: Sequence[Encoded], rows: int, tokens: int) -> Positions:
     """As `TrainingView` packs them."""
     looks_ahead = recipe.heads.count if recipe.heads.kind == "sequential" else 0
     shared = max(shared_tokens(examples) - looks_ahead, 0)
     computed = 0 if "prefix_kv" in recipe.tuning.methods else recipe.prefix_length
     kept = recipe.prefix_length - computed
-    return Positions(rows=rows, own=longest - shared, shared=computed + shared, kept=kept)
+    return Positions(rows=rows, own=tokens - shared, shared=computed + shared, kept=kept)
 
 
 def _checked(recipe: Recipe, needed: Workload, clock: memory.Clock) -> Prediction:

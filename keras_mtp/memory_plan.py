@@ -1,7 +1,7 @@
 """How much memory a run will take at its peak, from sizes alone: no model is loaded, nothing is computed.
 
     kept         the program itself, pretrained weights, trained weights: all the time
-    phases       loading -> evaluation -> generation -> warm-up -> training; each adds its own, and the largest decides
+    phases       loading, evaluation, generation, warm-up, training, saving; each adds its own, and the largest decides
 
 What a phase holds is counted by its shapes. What a backend really keeps of it differs: XLA merges operations and computes
 some again, TensorFlow frees late, torch keeps what autograd asks for. So every part is multiplied by a factor, measured
@@ -25,7 +25,7 @@ from keras_mtp.tuning import PREFIXES, methods
 FACTORS = Path(__file__).with_name("memory_factors.toml")
 PARTS = (
     *("weights", "trained", "optimizer", "gradients", "best", "activations", "scores"),
-    *("block", "logits", "states", "reading", "cache"),
+    *("block", "logits", "states", "reading", "cache", "saved"),
 )
 _FLOAT32 = 4  # bytes; trained weights, their gradients and optimizer, norms and softmax always are
 
@@ -180,6 +180,10 @@ def counted(workload: Workload) -> dict[str, dict[str, float]]:
     tuned = 0 if w.heads_alone else w.added_weights + w.full * w.trunk_weights
     tuned += w.head_weights if w.heads_alone or not w.heads_frozen else 0
     phases["training"] = _stage(w, trunk=not w.heads_alone, tuned=tuned)
+    phases["saving"] = {
+        "optimizer": phases["training"]["optimizer"],
+        "saved": 3 * _FLOAT32 * tuned,
+    }
     return {name: kept | parts for name, parts in phases.items()}
 
 

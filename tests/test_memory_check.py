@@ -31,33 +31,35 @@ def base(recipe):
 
 
 def needed(recipe, base):
-    batches = (
-        memory_check.training_positions(recipe, EXAMPLES),
-        memory_check.held_out_positions(recipe, EXAMPLES[:8]),
+    return memory_check.workload(
+        recipe,
+        base,
+        training=memory_check.training_positions(recipe, EXAMPLES, 64),
+        held_out=memory_check.held_out_positions(recipe, EXAMPLES[:8]),
+        cache=(32, 128),
     )
-    return memory_check.workload(recipe, base, *batches, (32, 128))
 
 
 def factors(recipe):
     return memory_plan.factors(keras.config.backend(), recipe.training.dtype)
 
 
-def test_the_largest_batch_is_one_that_the_run_will_see(recipe):
-    found = memory_check.training_positions(recipe, EXAMPLES)
+def test_the_longest_batch_is_one_that_the_run_will_see(recipe):
     batches = [
         Batches(EXAMPLES, heads=("head_1",), steps=steps, batch_size=8, buckets=0, purpose=purpose)
         for purpose, steps in (("warmup", 2), ("joint", 3))
     ]
-    widths = {batches[i][index][0].shape[1] for i in (0, 1) for index in range(batches[i].num_batches)}
-    assert found.rows == 8 and found.own + found.shared == max(widths) + recipe.prefix.length
-    halved = updated(recipe, {"training.accumulation": 2})
-    assert memory_check.training_positions(halved, EXAMPLES) == dataclasses.replace(found, rows=4)
+    widths = {each[index][0].shape[1] for each in batches for index in range(each.num_batches)}
+    assert len(widths) > 1 and memory_check.longest(recipe, EXAMPLES) == max(widths)
 
 
-def test_a_prefix_of_keys_and_values_has_no_positions(recipe):
-    kept = memory_check.training_positions(updated(recipe, {"tuning.method": "prefix_kv"}), EXAMPLES)
-    plain = memory_check.training_positions(recipe, EXAMPLES)
-    assert kept.kept == 3 and plain.kept == 0 and plain.shared - kept.shared == 3
+def test_positions_are_those_of_a_micro_batch_with_its_prefix(recipe):
+    whole = memory_check.training_positions(recipe, EXAMPLES, 64)
+    assert whole.rows == 8 and whole.own + whole.shared == 64 + recipe.prefix.length
+    halved = memory_check.training_positions(updated(recipe, {"training.accumulation": 2}), EXAMPLES, 64)
+    assert halved == dataclasses.replace(whole, rows=4)
+    kept = memory_check.training_positions(updated(recipe, {"tuning.method": "prefix_kv"}), EXAMPLES, 64)
+    assert kept.kept == 3 and whole.kept == 0 and whole.shared - kept.shared == 3
 
 
 def test_settings_that_fit_are_named_and_the_smallest_change_comes_first(recipe, base):

@@ -77,9 +77,9 @@ def test_weights_are_those_of_the_model(tied, kind, head, method, arguments):
 
 
 def test_phases_are_those_that_the_run_has():
-    assert list(changed()) == ["loading", "evaluation", "warm-up", "training"]
+    assert list(changed()) == ["loading", "evaluation", "warm-up", "training", "saving"]
     assert list(changed(warmup=False, cache_rows=32, cache_slots=128)) == [
-        *("loading", "evaluation", "generation", "training"),
+        *("loading", "evaluation", "generation", "training", "saving"),
     ]
     assert changed(cache_rows=32, cache_slots=128)["generation"]["cache"] == 4 * 2 * 5 * 32 * 32 * 128
 

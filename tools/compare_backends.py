@@ -3,7 +3,7 @@
     .venv/bin/python tools/compare_backends.py --quick                       # a tiny model: half a minute
     .venv/bin/python tools/compare_backends.py --data FOLDER --json apart.json
 
-A process per backend, one after another: logits of both heads on 8 x 192 tokens of GSM8K; the gradient of every trained
+A process per backend, one after another (with --quick at once): logits of both heads on 8 x 192 tokens of GSM8K; the gradient of every trained
 tensor of prefix, LoRA and head; and the losses of 100 steps of prefix training from the same start. A logit's difference is
 absolute; a gradient's is the norm of the difference over the norm, for the tensor where it is largest. `float64` is a Llama
 of its own in double precision (float64_llama.py): it tells which of two is nearer to the truth. It trains no steps.
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if options.quick:
             make_quick(options, Path(folder))
-        computed = {name: _in_a_process(name, folder, options) for name in (*options.backends, REFERENCE)}
+        names = (*options.backends, REFERENCE)
+        # A real model's would need a lot of memory together.
+        with ThreadPoolExecutor(max_workers=len(names) if options.quick else 1) as processes:
+            files = processes.map(lambda name: _in_a_process(name, folder, options), names)
+            computed = dict(zip(names, files, strict=True))
         rows = [compared(a, b, computed) for a, b in itertools.combinations(computed, 2)]
     show(rows)
     if options.json:

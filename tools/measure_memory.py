@@ -5,7 +5,7 @@
     .venv/bin/python tools/measure_memory.py --reuse memory.json --fit        # write keras_mtp/memory_factors.toml anew
 
 Every run is a process of its own: a recipe from start to finish with a few steps, its peak of resident memory less that
-after imports. JAX compiles everything anew. Factors are fitted to the runs marked `fit` alone: least squares of the logarithm
+after imports, until training begins, until it ends, and in all. JAX compiles everything anew; torch does not compile. Factors are fitted to the runs marked `fit` alone: least squares of the logarithm
 of predicted over measured, each factor drawn a little towards 1 (in bfloat16 towards float32's), so that parts which no run
 tells apart stay at what their shapes say. Runs marked `check` had no part in that.
 """
@@ -17,7 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,15 @@ from keras_mtp.memory_plan import FACTORS, PARTS
 from tools.benchmarks.screen import console
 
 FEW_STEPS = (
-    *("training.steps=3", "heads.warmup_steps=2", "training.compile=false"),
-    *("evaluation.limit=8", "evaluation.test_limit=0", "evaluation.batch_size=8"),
+    *("training.steps=2", "heads.warmup_steps=1", "training.compile=false", "data.buckets=1"),
+    *("evaluation.limit=4", "evaluation.test_limit=0", "evaluation.batch_size=4"),
 )
 PROGRAM_BYTES = 3e8  # what the program itself is drawn towards
-PULL = 0.05  # how much a factor off by 1 weighs beside a prediction that is off by so much
+PULL = (
+    0.2  # a factor off by 1 weighs as much as a prediction off by this; with less, parts trade places freely
+)
+BEFORE = ("loading", "evaluation", "generation")  # phases before training
+SMALL_BYTES = 1e8
 SAID = "measured: "
 
 
@@ -52,8 +56,55 @@ class Case:
 
 
 CASES = (
-    Case("prefix, batch 4", "heads.count=0 training.batch_size=4 data.max_tokens=128"),
-    Case("prefix, batch 16", "heads.count=0 training.batch_size=16 data.max_tokens=160"),
+    Case("prefix, 4 x 128", "heads.count=0 training.batch_size=4 data.max_tokens=128"),
+    Case("full, 4 x 192", "heads.count=0 tuning.method=full training.batch_size=4 data.max_tokens=192"),
+    Case("prefix, a head, 8 x 256", "heads.count=1 training.batch_size=8 data.max_tokens=256"),
+    Case(
+        "prefix, a head, bfloat16, 16 x 192",
+        "heads.count=1 training.dtype=mixed_bfloat16 training.batch_size=16 data.max_tokens=192",
+    ),
+    Case(
+        "prefix, a head, remat, 16 x 256",
+        "heads.count=1 training.remat=true training.batch_size=16 data.max_tokens=256",
+        fit=False,
+    ),
+    Case(
+        "full, a head, bfloat16, 8 x 192",
+        "heads.count=1 tuning.method=full training.dtype=mixed_bfloat16 training.batch_size=8 data.max_tokens=192",
+        fit=False,
+    ),
+    Case(
+        "lora on all, 2 linear heads, 16 x 128",
+        "heads.count=2 heads.kind=linear tuning.method=lora tuning.lora_targets=all training.batch_size=16 "
+        "data.max_tokens=128",
+        fit=False,
+    ),
+    Case(
+        "prefix, 8 x 192, 2 lengths",
+        "heads.count=0 training.batch_size=8 data.max_tokens=192 training.steps=3 data.buckets=3",
+        fit=False,
+    ),
+    Case(
+        "prefix, a head, 3 lengths, 12 steps",
+        "heads.count=1 training.batch_size=8 data.max_tokens=192 training.steps=12 heads.warmup_steps=4 data.buckets=3",
+        fit=False,
+    ),
+    Case(
+        "prefix_kv, 2 heads, 8 x 192",
+        "heads.count=2 tuning.method=prefix_kv training.batch_size=8 data.max_tokens=192",
+        fit=False,
+    ),
+    Case(
+        "judged in batches of 32",
+        "heads.count=0 training.batch_size=1 data.max_tokens=256 evaluation.batch_size=32",
+        fit=False,
+    ),
+    Case(
+        "answers in batches of 32",
+        "heads.count=0 training.batch_size=1 data.max_tokens=128 evaluation.batch_size=32 evaluation.test_limit=4 "
+        "evaluation.max_new_tokens=8",
+        fit=False,
+    ),
 )
 QUICK = CASES[:1]
 
@@ -89,15 +140,30 @@ def run_one(wanted: Mapping[str, Any]) -> dict[str, Any]:
     from keras_mtp import backend
 
     backend.select(wanted["backend"])
-    from keras_mtp import memory_plan, pipeline
+    import keras
+
+    from keras_mtp import memory, memory_plan, pipeline
     from keras_mtp.recipe import apply_overrides, load_recipe
 
-    recipe = apply_overrides(load_recipe("gsm8k"), wanted["settings"])
+    class Follow(keras.callbacks.Callback):
+        """The peak until training first began, and until it last ended."""
+
+        clock, began_bytes, ended_bytes = memory.Clock(), 0, 0
+
+        def on_train_begin(self, logs=None):
+            self.began_bytes = self.began_bytes or self.clock.peak_bytes
+
+        def on_train_end(self, logs=None):
+            self.ended_bytes = self.clock.peak_bytes
+
+    recipe, follow = apply_overrides(load_recipe("gsm8k"), wanted["settings"]), Follow()
     with tempfile.TemporaryDirectory() as folder:
-        report = pipeline.run(recipe, Path(folder) / "run", progress=False)
+        report = pipeline.run(recipe, Path(folder) / "run", progress=False, callbacks=[follow])
     return {
         "dtype": recipe.training.dtype,
         "peak_bytes": report.peak_bytes,
+        "began_bytes": follow.began_bytes,
+        "ended_bytes": follow.ended_bytes,
         "counted": memory_plan.counted(report.predicted.workload),
     }
 
@@ -140,26 +206,34 @@ def fitted(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, f
         for dtype in ("float32", "mixed_bfloat16"):
             used = [r for r in rows if r["fit"] and (r["backend"], r["dtype"]) == (backend, dtype)]
             start = _fit(used, start)
-            named = zip(("program", *PARTS), start, strict=True)
-            found[backend][dtype] = {
-                name: round(float(f * (PROGRAM_BYTES if name == "program" else 1)), 3) for name, f in named
-            }
+            rounded = (round(float(factor), 3) for factor in start)
+            found[backend][dtype] = dict(zip(("program", *PARTS), rounded, strict=True))
+            found[backend][dtype]["program"] *= PROGRAM_BYTES
     return found
 
 
 def _fit(rows: Sequence[Mapping[str, Any]], towards: np.ndarray) -> np.ndarray:
     """The factors, `program` first in units of `PROGRAM_BYTES`."""
-    tables = [
-        np.array([[PROGRAM_BYTES, *(parts.get(p, 0) for p in PARTS)] for parts in r["counted"].values()])
-        for r in rows
-    ]
-    peaks = np.array([r["peak_bytes"] for r in rows])
+    cases = []
+    for row in rows:
+        phases = row["counted"]
+        before = [phases[name] for name in BEFORE if name in phases]
+        unsaved = [parts for name, parts in phases.items() if name != "saving"]
+        cases += [(_table(phases.values()), row["peak_bytes"]), (_table(unsaved), row["ended_bytes"])]
+        # Keras may make an optimizer before it says that training begins: this is what came before only if it is small.
+        if phases["training"]["optimizer"] < SMALL_BYTES:
+            cases.append((_table(before), row["began_bytes"]))
 
     def off(factors: np.ndarray) -> np.ndarray:
-        predicted = np.array([(table @ factors).max() for table in tables])
-        return np.concatenate([np.log(predicted / peaks), PULL * (factors - towards)])
+        of_peaks = [np.log((table @ factors).max() / peak) for table, peak in cases]
+        return np.concatenate([of_peaks, PULL * (factors - towards)])
 
     return least_squares(off, towards, bounds=(0, np.inf), x_scale=0.1).x
+
+
+def _table(phases: Iterable[Mapping[str, float]]) -> np.ndarray:
+    """(phases, parts) bytes, `program` first."""
+    return np.array([[PROGRAM_BYTES, *(parts.get(part, 0) for part in PARTS)] for parts in phases])
 
 
 def written(factors: Mapping[str, Any]) -> str:
@@ -167,7 +241,7 @@ def written(factors: Mapping[str, Any]) -> str:
     today = datetime.datetime.now(datetime.UTC).date()
     return (
         "# What a backend keeps of every part that memory_plan.py counts; `program` is bytes. Not written by hand:\n"
-        f"# tools/measure_memory.py fitted it to measured peaks of resident memory, on a CPU, {today}.\n\n"
+        f"# tools/measure_memory.py fitted it to measured peaks of resident memory, on a CPU, torch without\n# torch.compile, {today}.\n\n"
         + tomli_w.dumps(factors)
     )
 
