@@ -88,6 +88,7 @@ def workload(
         prefix_length=recipe.prefix_length,
         lora_rank=tuned.lora_rank,
         lora_targets=tuned.projections if "lora" in tuned.methods else (),
+        snapshots=bool(recipe.training.snapshot_every),
         heads=heads.count,
         kind=heads.kind,
         heads_frozen=heads.freeze,

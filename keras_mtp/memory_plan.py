@@ -44,6 +44,7 @@ class Workload:
         training: the positions of the largest micro-batch. accumulated: whether a step has several.
         held_out: the positions of the largest batch of held-out examples.
         remat: whether blocks are computed again in the backward pass. keep_best: whether the best weights are remembered.
+        snapshots: whether copies of what is trained are written while training goes on.
         chunk_rows: rows whose logits exist at the same time.
         cache_rows, cache_slots: of the key-value cache that answers are made with; 0 for none.
     """
@@ -68,6 +69,7 @@ class Workload:
     accumulated: bool = False
     remat: bool = False
     keep_best: bool = False
+    snapshots: bool = False
     cache_rows: int = 0
     cache_slots: int = 0
 
@@ -182,7 +184,7 @@ def counted(workload: Workload) -> dict[str, dict[str, float]]:
     phases["training"] = _stage(w, trunk=not w.heads_alone, tuned=tuned)
     phases["saving"] = {
         "optimizer": phases["training"]["optimizer"],
-        "saved": 3 * _FLOAT32 * tuned,
+        "saved": _copied(w, tuned),
     }
     return {name: kept | parts for name, parts in phases.items()}
 
@@ -203,7 +205,14 @@ def _stage(w: Workload, *, trunk: bool, tuned: int) -> dict[str, float]:
         "optimizer": _FLOAT32 * tuned * (2 + w.accumulated),
         "gradients": _FLOAT32 * tuned + w.full * trunk * table,
         "best": _FLOAT32 * tuned * 3 * w.keep_best * trunk,
+        "saved": _copied(w, tuned) * w.snapshots,
     }
+
+
+def _copied(w: Workload, tuned: int) -> float:
+    """What is copied to be saved, of all that was trained and the optimizer's state, and the larger file as it is written."""
+    trained = w.head_weights + w.added_weights + w.full * w.trunk_weights
+    return _FLOAT32 * (trained + 2 * tuned + max(trained, 2 * tuned))
 
 
 def _passing(w: Workload, positions: Positions) -> dict[str, float]:

@@ -142,3 +142,10 @@ def test_every_backend_has_been_measured(backend, dtype):
     assert found.keys() == {"program", *PARTS}
     assert all(value >= 0 for value in found.values())
     assert 5e7 < found["program"] < 2e9
+
+
+def test_a_snapshot_is_a_copy_while_training_goes_on():
+    assert changed(snapshots=False)["training"]["saved"] == 0
+    assert changed(snapshots=True)["training"]["saved"] == changed()["saving"]["saved"] > 0
+    full = {"method": "full", "prefix_length": 0, "snapshots": True}
+    assert changed(**full)["training"]["saved"] >= 3 * 4 * WORKLOAD.trunk_weights
