@@ -40,7 +40,8 @@ def open_plain(path: str | Path) -> BinaryIO:
 
 def is_plain_name(name: str) -> bool:
     """Whether a name that stands in a file can only be that of a file in its own folder."""
-    return Path(name).name == name and len(os.fsencode(name)) <= _LONGEST_NAME
+    size = len(name.encode("utf-8", "surrogatepass"))  # half a surrogate pair is no name either, but no crash
+    return Path(name).name == name and size <= _LONGEST_NAME
 
 
 def leads_out(path: Path, folder: Path) -> bool:

@@ -301,7 +301,7 @@ WEIGHTS: dict[str, tuple[Damage, str]] = {
     ),
     "header no JSON": (
         _write("model.safetensors", struct.pack("<Q", 4) + b"{{{{"),
-        "is damaged or cut short",
+        "model.safetensors, its header, is not valid JSON",
     ),
     "missing": (_tensors(lambda t: t.pop(NORM)), f"1 tensors are missing, the first is {NORM}"),
     "surplus": (
@@ -427,7 +427,7 @@ def _fewer_tokens(folder: Path) -> None:
 TOKENIZER: dict[str, tuple[Damage, str]] = {
     "no tokenizer": (_remove("tokenizer.json"), "tiny has no tokenizer.json"),
     "only tokenizer.model": (_only_sentencepiece, "only tokenizer.model, which does not say all"),
-    "not JSON": (_write("tokenizer.json", "no"), "tokenizer.json is not a tokenizer"),
+    "not JSON": (_write("tokenizer.json", "no"), "tokenizer.json is not valid JSON"),
     "another object": (_write("tokenizer.json", "{}"), "tokenizer.json is not a tokenizer"),
     "ids beyond the model": (_fewer_tokens, "has the id 699, but the model's vocabulary ends at 599"),
     "config not JSON": (_write("tokenizer_config.json", "no"), "tokenizer_config.json is not valid JSON"),

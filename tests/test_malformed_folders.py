@@ -189,6 +189,7 @@ def replaced(content: str, pattern: dict):
 
 BOMB = {"type": "Sequence", "normalizers": [replaced("aaaaaaaaaa", {"String": "a"})] * 12}
 NO_TOKENIZER = "given/tokenizer.json is not a tokenizer"
+NO_JSON = "given/tokenizer.json is not valid JSON"
 UNREADABLE = {
     "type": "TemplateProcessing",
     "single": [{"SpecialToken": {"id": "x", "type_id": 0}}],
@@ -196,9 +197,9 @@ UNREADABLE = {
     "special_tokens": {},
 }
 TOKENIZERS = {
-    "empty": (hugging_face(write(TOKENIZER, b"")), NO_TOKENIZER),
-    "cut off": (hugging_face(write(TOKENIZER, b'{"version": "1.0", "mod')), NO_TOKENIZER),
-    "nested": (hugging_face(write(TOKENIZER, DEEP)), NO_TOKENIZER),
+    "empty": (hugging_face(write(TOKENIZER, b"")), NO_JSON),
+    "cut off": (hugging_face(write(TOKENIZER, b'{"version": "1.0", "mod')), NO_JSON),
+    "nested": (hugging_face(write(TOKENIZER, DEEP)), NO_JSON),
     "UTF-16": (hugging_face(write(TOKENIZER, "{}".encode("utf-16"))), "tokenizer.json must be text in UTF-8"),
     "65 MB": (hugging_face(write(TOKENIZER, b" " * (65 << 20))), "tokenizer.json must have at most 67,108,864 bytes"),
     "a pipe": (hugging_face(lambda f: ((f / TOKENIZER).unlink(), os.mkfifo(f / TOKENIZER))), "given has no tokenizer.json"),
@@ -215,6 +216,10 @@ TOKENIZERS = {
     "no vocabulary": (tokenizer(model={"type": "BPE", "vocab": {}, "merges": []}, added_tokens=[]), "given/tokenizer_config.json cannot be used"),
     "merges of unknown tokens": (vocabulary(lambda m: m["merges"].append(["qq", "zz"])), f"{NO_TOKENIZER}: Token `qq` out of vocabulary"),
     "merges of three": (vocabulary(lambda m: m["merges"].append(["a", "b", "c"])), NO_TOKENIZER),
+    "a word mark, which ended the process": (
+        vocabulary(lambda m: m.update(continuing_subword_prefix="\0")), "`continuing_subword_prefix` = .* is not supported",
+    ),
+    "a word's end mark": (vocabulary(lambda m: m.update(end_of_word_suffix="</w>")), "`end_of_word_suffix` = '</w>' in given/tokenizer.json"),
     "merges dropped": (vocabulary(lambda m: m.update(dropout=0.5)), "drops merges at random"),
     "10^12 characters of one": (tokenizer(normalizer=BOMB), "its normalizer makes text more than 1000 times as long"),
     "10^12 characters of one, when read": (

@@ -1,15 +1,18 @@
 """Recipes, arms, templates, data and checkpoints that are wrong, or that mean harm: each costs one line and exit code 2."""
 
+import atexit
+import functools
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from keras_mtp.recipe import to_toml
-from tests import tiny_run
 from tests.malformed import edit, link, refused, write
+from tests.tiny_gguf import write_tiny_gguf
 from tools.fuzzing import samples
 
 pytestmark = pytest.mark.any_backend
@@ -85,16 +88,26 @@ def data(task: str, change, name: str = "", prepare=None):
 
 
 def checkpoint(change):
-    """A run's folder: the tiny recipe, and a checkpoint whose base is not looked at, since what is wrong comes first."""
+    """A finished run, changed. It is a real one, whatever the format of checkpoints is."""
+    copy = functools.partial(shutil.copytree, dirs_exist_ok=True)
+    return given(change, "evaluate", "{given}", prepare=lambda folder: copy(finished() / "run", folder))
 
-    def prepare(folder: Path) -> None:
-        samples.gguf(folder)
-        (folder / "checkpoint").mkdir()
-        samples.checkpoint(folder / "checkpoint")
-        changes = {"model.name": str(folder / "x.gguf"), "data.source": "builtin"}
-        (folder / "recipe.toml").write_text(to_toml(tiny_run.updated(tiny_run.load_recipe("gsm8k"), changes)))
 
-    return given(change, "evaluate", "{given}", prepare=prepare)
+@functools.cache
+def finished() -> Path:
+    """A folder with a finished run, made once; removed when the tests end."""
+    place = tempfile.TemporaryDirectory()
+    atexit.register(place.cleanup)
+    samples.run(Path(place.name))
+    return Path(place.name)
+
+
+def other_base(folder: Path) -> None:
+    """The base model that the run's recipe names is another one now."""
+    shutil.copytree(finished(), folder / "inputs", ignore=shutil.ignore_patterns("run"))
+    write_tiny_gguf(folder / "inputs/tiny.gguf", num_layers=2, seed=5)
+    recipe = folder / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace(str(finished()), str(folder / "inputs")))
 
 
 MANIFEST, TRAINED = "checkpoint/checkpoint.json", "checkpoint/trained.safetensors"
@@ -176,10 +189,11 @@ CHECKPOINTS = {
     "manifest: format is true": (checkpoint(edit(MANIFEST, lambda m: m.update(format=True))), NOT_OURS),
     "manifest: steps in letters": (checkpoint(edit(MANIFEST, lambda m: m.update(steps="3"))), NOT_OURS),
     "manifest: files a list": (checkpoint(edit(MANIFEST, lambda m: m.update(files=["x"]))), NOT_OURS),
-    "manifest: other files": (checkpoint(edit(MANIFEST, lambda m: m.update(files={"../../etc/passwd": "0" * 64}))), "trained.safetensors is missing or damaged"),
-    "manifest: hash a number": (checkpoint(edit(MANIFEST, lambda m: m["files"].update({"trained.safetensors": 7}))), "trained.safetensors is missing or damaged"),
+    "manifest: other files": (checkpoint(edit(MANIFEST, lambda m: m.update(files={"../../etc/passwd": "0" * 64}))), "is damaged: its SHA-256|trained.safetensors is missing or damaged"),
+    "manifest: hash a number": (checkpoint(edit(MANIFEST, lambda m: m["files"].update({"trained.safetensors": 7}))), "is damaged: its SHA-256|trained.safetensors is missing or damaged"),
     "manifest: hash of another case": (
-        checkpoint(edit(MANIFEST, lambda m: m["files"].update({n: h.upper() for n, h in m["files"].items()}))), "trained.safetensors is missing or damaged",
+        checkpoint(edit(MANIFEST, lambda m: m["files"].update({n: h.upper() for n, h in m["files"].items()}))),
+        "is damaged: its SHA-256|trained.safetensors is missing or damaged",
     ),
     "weights: a folder": (checkpoint(lambda f: ((f / TRAINED).unlink(), (f / TRAINED).mkdir())), "trained.safetensors is missing or damaged"),
     "weights: a pipe": (checkpoint(pipe(TRAINED)), "trained.safetensors is missing or damaged"),
@@ -188,7 +202,7 @@ CHECKPOINTS = {
     "weights: a pickle": (checkpoint(write(TRAINED, b"\x80\x04\x95cos\nsystem\n(S'true'\ntR.")), "trained.safetensors is missing or damaged"),
     "recipe: a pipe": (checkpoint(pipe("recipe.toml")), "which has no recipe.toml"),
     "recipe: a device": (checkpoint(to("recipe.toml", "/dev/zero")), "which has no recipe.toml"),
-    "another base": (checkpoint(lambda folder: None), "belongs to another base model"),
+    "another base": (checkpoint(other_base), "belongs to another base model"),
 }  # fmt: skip
 CASES = RECIPES | DATA | {f"checkpoint: {name}": case for name, case in CHECKPOINTS.items()}
 

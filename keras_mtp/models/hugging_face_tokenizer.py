@@ -17,7 +17,7 @@ from tokenizers import AddedToken
 
 from keras_mtp.data.tokenizer import Tokenizer, refused_panics
 from keras_mtp.models.json_file import Settings, read_json, read_text
-from keras_mtp.models.tokenizer_parts import check_parts
+from keras_mtp.models.tokenizer_parts import check_parts, check_text
 
 TOKENIZER, CONFIG, SPECIAL_MAP = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 GENERATION, TEMPLATE = "generation_config.json", "chat_template.jinja"
@@ -75,6 +75,7 @@ def _backend(folder: Path, config: Settings, vocabulary_size: int) -> tokenizers
             )
         )
     text = read_text(path, limit_bytes=_TOKENIZER_BYTES)
+    check_text(text, f"{folder.name}/{TOKENIZER}", config.refuse)
     try:
         with refused_panics():
             backend = tokenizers.Tokenizer.from_str(text)

@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 
 import tokenizers
 
+from keras_mtp.models.json_file import parse_json
+
 _PARTS: dict[str, tuple[str, ...]] = {
     "model": ("BPE", "Unigram"),
     "normalizer": (
@@ -57,6 +59,17 @@ _GROWTH = {
     "ByteLevel": 2,
 }  # at most, in characters
 _LARGEST_GROWTH, _LONGEST_TEXT, _LONGEST_PATTERN = 1000, 100, 4096  # Llama 3's pattern has 130 characters
+
+
+def check_text(text: str, place: str, refuse: Callable[[str], NoReturn]) -> None:
+    """Refuses what must not even reach `tokenizers`: not JSON, and word marks, whose length in bytes it cuts off every merge.
+
+    Cut inside a character its Rust code panics, and again while it tidies up, which ends the process.
+    """
+    model = parse_json(text, place).get("model")
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if isinstance(model, dict) and model.get(key):
+            refuse(f"`{key}` = {model[key]!r:.40} in {place} is not supported")
 
 
 def check_parts(backend: tokenizers.Tokenizer, refuse: Callable[[str], NoReturn]) -> None:

@@ -2,10 +2,15 @@
 
 import functools
 import json
+import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 TEMPLATES = (
     b"{% for m in messages %}{{ '<|' ~ m.role ~ '|>' + m['content'] | trim }}{% if loop.last %}{{ eos_token }}{% endif %}{% endfor %}",
     b"{% macro turn(role, text='-') %}[{{ role }}|{{ text | upper }}]{% endmacro %}{% set ns = namespace(n=0) %}"
@@ -276,22 +281,22 @@ def arms(folder: Path) -> None:
     (folder / "x.toml").write_bytes(next(iter(available_arms().values())).read_bytes())
 
 
-def checkpoint(folder: Path) -> None:
-    import hashlib
+def run(folder: Path) -> None:
+    """A finished run of one step, made by the pipeline itself, with the model it belongs to."""
+    from keras_mtp import pipeline
+    from tests import tiny_run
 
-    names = ("trained.safetensors", "optimizer.safetensors")
-    for name in names:
-        (folder / name).write_bytes(name.encode())
-    files = {name: hashlib.sha256(name.encode()).hexdigest() for name in names}
-    manifest = {
-        "format": 1,
-        "base": "tiny",
-        "base_sha256": "0" * 64,
-        "steps": 3,
-        "files": files,
-        "attached": {"head_2": "x"},
-    }
-    (folder / "checkpoint.json").write_text(json.dumps(manifest))
+    tiny_run.write_inputs(folder)
+    changes = {"heads__count": 1, "heads__warmup_steps": 0, "training__steps": 1, "evaluation__limit": 1}
+    pipeline.run(tiny_run.recipe(folder, **changes), folder / "run", progress=False)
+
+
+def checkpoint(folder: Path) -> None:
+    """That run's checkpoint. It is made in another process: one with Keras' threads in it should not fork."""
+    with tempfile.TemporaryDirectory() as place:
+        code = "import sys; from pathlib import Path; from tools.fuzzing import samples; samples.run(Path(sys.argv[1]))"
+        subprocess.run([sys.executable, "-c", code, place], cwd=ROOT, check=True, capture_output=True)
+        shutil.copytree(Path(place) / "run" / "checkpoint", folder, dirs_exist_ok=True)
 
 
 def _small_vocabulary(content: dict) -> dict:
