@@ -16,7 +16,7 @@ difference is larger. OpenVINO is in no extra: `pip install openvino`, best in a
 is left out. A base model in a GGUF file is read by transformers itself. `--exports DIR` keeps the exports, and uses again those
 that are there.
 
-SmolLM2-135M after 5 steps on GSM8K, one head, on two CPU cores:
+SmolLM2-135M after 5 steps on GSM8K, one head, on two CPU cores; the SavedModel is of a second run with a prefix:
 
     method     format        read by                               n tokens     apart  allowed  largest
     prefix     peft          PEFT 0.21.2, transformers 5.23.0     50   4518   1.1e-04  1.6e-04     40.8  yes
