@@ -3,16 +3,31 @@
     .venv/bin/python tools/compare_exports.py RUN [RUN ...] --data FOLDER
     .venv/bin/python tools/compare_exports.py RUN --quick --json exports.json
 
-For every prompt, the logits of `head_1` at every token, against those of the model in this process, as absolute differences:
+For every prompt, the logits of `head_1` at every token, against those of the model in this process, on torch, as absolute
+differences:
 
     saved_model     OpenVINO, with INFERENCE_PRECISION_HINT=f32    within 1e-3
     peft            PEFT on transformers' Llama                    within 1e-4
     transformers    transformers                                   within 1e-4
     onnx            ONNX Runtime                                   within 1e-4
 
-OpenVINO is in no extra: `pip install openvino`, best in an environment of its own; without it the SavedModel is left out. A base
-model in a GGUF file is read by transformers itself. `--exports DIR` keeps the exports, and uses again those that are there.
-The prompts are the first of GSM8K's test set. Exit code 1 where a difference is larger than that.
+or within 4e-6 of the largest logit, where that is more. The prompts are the first of GSM8K's test set. Exit code 1 where a
+difference is larger. OpenVINO is in no extra: `pip install openvino`, best in an environment of its own; without it the SavedModel
+is left out. A base model in a GGUF file is read by transformers itself. `--exports DIR` keeps the exports, and uses again those
+that are there.
+
+SmolLM2-135M after 5 steps on GSM8K, one head, on two CPU cores; the SavedModel is of a second run with a prefix:
+
+    method     format        read by                               n tokens     apart  allowed  largest
+    prefix     peft          PEFT 0.21.2, transformers 5.23.0     50   4518   1.1e-04  1.6e-04     40.8  yes
+    prefix     onnx          ONNX Runtime 1.32.0                  50   4518   1.1e-04  1.6e-04     40.8  yes
+    prefix     saved_model   OpenVINO 2026.4.1                    10    929   1.8e-04  1.0e-03     40.4  yes
+    prefix_kv  peft          PEFT 0.21.2, transformers 5.23.0     50   4518   4.0e-05  1.6e-04     40.7  yes
+    lora       peft          PEFT 0.21.2, transformers 5.23.0     50   4518   9.1e-05  1.7e-04     43.2  yes
+    lora       transformers  transformers 5.23.0                  50   4518   7.5e-05  1.7e-04     43.2  yes
+
+The first two are above 1e-4 by rounding alone: on 8 of these prompts PEFT in float64 was 7.2e-5 from the model, 6.9e-5 from PEFT
+in float32, and 6.8e-5 from ONNX Runtime.
 """
 
 import argparse
@@ -36,6 +51,7 @@ from keras_mtp.export import formats
 from keras_mtp.recipe import Recipe, load_recipe
 
 ALLOWED = {"saved_model": 1e-3, "peft": 1e-4, "transformers": 1e-4, "onnx": 1e-4}
+ROUNDING = 4e-6  # of the largest logit: some thirty units in float32's last place, one for every block
 Logits = Callable[[np.ndarray], np.ndarray]  # token ids (1, T) -> (1, T, V)
 
 
@@ -52,13 +68,17 @@ class Row:
     largest: float
 
     @property
+    def allowed(self) -> float:
+        return max(ALLOWED[self.form], ROUNDING * self.largest)
+
+    @property
     def holds(self) -> bool:
-        return self.apart <= ALLOWED[self.form]
+        return self.apart <= self.allowed
 
     def __str__(self) -> str:
         return (
             f"{self.method:<10} {self.form:<13} {self.read_by:<34} {self.prompts:>4} {self.tokens:>6} {self.apart:>9.1e} "
-            f"{ALLOWED[self.form]:>8.0e} {self.largest:>8.1f}  {'yes' if self.holds else 'NO'}"
+            f"{self.allowed:>8.1e} {self.largest:>8.1f}  {'yes' if self.holds else 'NO'}"
         )
 
 
