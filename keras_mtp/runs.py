@@ -15,7 +15,7 @@ from keras_mtp.evaluation import HeadScore, judges
 from keras_mtp.export import saved_model
 from keras_mtp.generation.statistics import Statistics
 from keras_mtp.generation.text import Wish
-from keras_mtp.models.backbone import base_info
+from keras_mtp.models.backbone import base_info, context_length
 from keras_mtp.models.from_recipe import base_from_recipe, model_from_recipe
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
 from keras_mtp.recipe import Recipe, load_recipe, with_options
@@ -86,7 +86,10 @@ def export(run: Path, folder: Path) -> saved_model.Exported:
     """Writes a finished run's model as a SavedModel, with the run's recipe; see `keras_mtp.export.saved_model.export`."""
     recipe = load_recipe(require_run(run) / RECIPE)
     model, _ = _restored(recipe, run)
-    return saved_model.export(model, folder, base=base_info(recipe.model.name), files=[run / RECIPE])
+    name = recipe.model.name
+    return saved_model.export(
+        model, folder, base=base_info(name), context_length=context_length(name), files=[run / RECIPE]
+    )
 
 
 def _restored(recipe: Recipe, run: Path) -> tuple[MTPCausalLM, Tokenizer]:
