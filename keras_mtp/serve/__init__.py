@@ -9,6 +9,7 @@ It needs TensorFlow and an extra, pip install "keras_mtp[serve]", and no Keras.
 """
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def run(folder: Path, *, host: str, port: int, name: str | None = None, **limits
         limits: of `make_engine`.
     """
     logging.basicConfig(format="%(levelname)s: %(message)s")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # it logs every request that a graph refuses
     engine = make_engine(folder, **limits)
     name = name or folder.resolve().name
     if "/" in name or ":" in name:

@@ -6,6 +6,7 @@ their state would be megabytes of JSON.
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -193,9 +194,9 @@ def _one_or_named(values: dict[str, Any]) -> Any:
 
 def _reason(failed: Exception) -> str:
     """What an assertion of the graph says, without where it stands."""
-    text = str(getattr(failed, "message", failed))
-    _, found, rest = text.partition("b'")
-    return rest.partition("'")[0] if found else " ".join(text.split())[:300]
+    text = " ".join(str(getattr(failed, "message", failed)).split())
+    asserted = re.search(r"assertion failed: \[(.*?)\]", text)
+    return asserted[1] if asserted else text[:300]
 
 
 def _signatures(file: Path) -> dict[str, Any]:
