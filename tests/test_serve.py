@@ -186,13 +186,8 @@ def _logits(server, ids) -> np.ndarray:
 def test_what_is_drawn_has_the_law_and_the_numbers_of_the_library(client, server):
     prompt = [5, 6, 7]
     wish = {"temperature": 0.9, "top_p": 0.8, "seed": 4}
-    answer = _complete(client, prompt, **wish, logprobs=0, echo=True)
-    ids = [server.engine.tokenizer.backend.token_to_id(t) for t in answer.choices[0].logprobs.tokens]
     alone = _complete(client, prompt, **wish).choices[0].text
-    assert (
-        answer.choices[0].text.endswith(alone)
-        and alone != _complete(client, prompt, temperature=0).choices[0].text
-    )
+    assert alone != _complete(client, prompt, temperature=0).choices[0].text
     assert alone != _complete(client, prompt, **(wish | {"seed": 5})).choices[0].text
     with concurrent.futures.ThreadPoolExecutor(8) as pool:  # whoever else is in the batch
         assert {
@@ -203,7 +198,7 @@ def test_what_is_drawn_has_the_law_and_the_numbers_of_the_library(client, server
     logits = _logits(server, prompt + said)[len(prompt) - 1 : -1]
     law = sampling.choose(logits[None], sampling.uniforms(0, len(said))[None])
     assert np.array(law)[0].tolist() == said
-    assert server.engine.tokenizer.decode(said) == alone and ids
+    assert server.engine.tokenizer.decode(said) == alone
 
 
 def _drawn(server, prompt, *, temperature, top_p, seed) -> list[int]:
@@ -295,6 +290,7 @@ BAD = [
     (COMPLETIONS, {"prompt": "a" * 30_000}, 413, "at most 20000 bytes"),
     (CHAT, {"messages": []}, 400, "`messages` must be"),
     (CHAT, {"messages": [{"role": "king", "content": "a"}]}, 400, "must have a role"),
+    (CHAT, {"messages": [{"role": [], "content": "a"}]}, 400, "must have a role"),
     (CHAT, {"messages": [{"role": "user", "content": 5}]}, 400, "a text as content"),
     (CHAT, {"messages": [{"role": "user", "content": " "}]}, 400, "must not be empty"),
     (CHAT, {"messages": [{"role": "user", "content": "<|im_end|>"}]}, 400, "special token"),
@@ -416,7 +412,7 @@ def test_folders_that_are_no_export_are_refused(tmp_path):
     with pytest.raises(UserError, match="`DIR` must be a folder that"):
         make_engine(tmp_path)
     (tmp_path / "saved_model.pb").touch()
-    with pytest.raises(UserError, match="`DIR` must hold a keras_mtp[.]json"):
+    with pytest.raises(UserError, match=r"`DIR` must hold a keras_mtp\.json"):
         make_engine(tmp_path)
 
 

@@ -17,13 +17,13 @@ import keras
 from keras import ops
 
 from keras_mtp import backend
+from keras_mtp.export.choose import choose
 from keras_mtp.generation.attention import CHUNK
 from keras_mtp.generation.batch import FOREVER
 from keras_mtp.generation.decoding import PREFILL, Decoding, Rows
 from keras_mtp.generation.fixed_shape import fixed_multiple, fixed_shape
 from keras_mtp.generation.generator import STRETCH
 from keras_mtp.generation.merged_kernels import MergedKernels
-from keras_mtp.generation.sampling import drawn, likeliest, tempered, weights_of, weights_of_nucleus
 from keras_mtp.generation.statistics import pays
 
 NO_TOKEN = -1  # behind the end of an answer
@@ -138,27 +138,6 @@ class InGraph:
         return checked(
             token_ids, {f"`token_ids` must be 0 to {size - 1}.": (token_ids >= 0) & (token_ids < size)}
         )
-
-
-def choose(logits, draws):
-    """What the model says: the likeliest token where the temperature is 0, else one that is drawn.
-
-    Args:
-        logits: (B, R, V). draws: float32 (B, R, 3), of every place the number it is drawn by, the temperature and top_p.
-
-    Returns:
-        int32 (B, R).
-    """
-    tf = backend.tensorflow()
-    numbers, temperature, top_p = draws[..., 0], draws[..., 1:2], draws[..., 2:]
-
-    def some_drawn():
-        scaled = tempered(logits, tf.where(temperature > 0, temperature, 1.0))
-        weights = weights_of(scaled)
-        weights = tf.where(top_p < 1, weights_of_nucleus(scaled, weights, top_p), weights)
-        return tf.where(temperature[..., 0] > 0, drawn(weights, numbers), likeliest(logits))
-
-    return tf.cond(tf.reduce_any(temperature > 0), some_drawn, lambda: likeliest(logits))
 
 
 def checked(x, conditions: dict[str, Any]):

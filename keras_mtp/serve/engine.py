@@ -84,23 +84,24 @@ class Engine:
     def call(self, question: Callable[[ServedModel], Any]) -> Future:
         """Has a question about one forward pass answered; raises as `submit`."""
         with self._wake:
-            self._require_ready()
+            model = self._require_ready()
             if self._calling >= self.limits.max_queue:
                 self._refuse()
             self._calling += 1
 
         def asked():
             try:
-                return question(self.model)
+                return question(model)
             finally:
                 with self._wake:
                     self._calling -= 1
 
         return self._calls.submit(asked)
 
-    def _require_ready(self) -> None:
-        if self.not_ready:
+    def _require_ready(self) -> ServedModel:
+        if self.not_ready or self.model is None:
             raise Refused(f"The server is not ready: {self.not_ready}.", 503, code="not_ready", retry_after=1)
+        return self.model
 
     def _refuse(self) -> None:
         self.metrics.refused.inc()
@@ -151,7 +152,7 @@ class Engine:
         with self._wake:
             while not (self._waiting or len(batch) or self._ending):
                 self._wake.wait()
-            new = []
+            new: list[tuple[Answer, float]] = []
             while self._waiting and len(batch) + len(new) < self.limits.max_batch:
                 new.append(self._waiting.popleft())
             self.metrics.waiting.set(len(self._waiting))

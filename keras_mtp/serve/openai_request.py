@@ -5,18 +5,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from keras_mtp.data.encoding import encode_prompt, encode_raw, special_text
-from keras_mtp.data.example import Message
+from keras_mtp.data.encoding import encode_raw
 from keras_mtp.data.tokenizer import Tokenizer
 from keras_mtp.errors import UserError
 from keras_mtp.export.served_model import LIKELIEST
 from keras_mtp.limits import Limits, Refused
 from keras_mtp.serve.answer import Wish
+from keras_mtp.serve.conversation import read_conversation
 from keras_mtp.serve.reading import flag, integer, number, token_ids
 
 USUAL_NEW_TOKENS = 16  # OpenAI's own, of completions
 MOST_STOPS, HOTTEST, MOST_LOGPROBS = 4, 2.0, 5
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 # Fields that change an answer and that this server lacks, with what leaves it as it is.
 UNCHANGED: dict[str, tuple] = {
     "n": (1,),
@@ -82,7 +81,7 @@ class Reader:
     def chat(self, body: dict[str, Any]) -> Asked:
         """Of /v1/chat/completions. Raises `Refused`."""
         self._check(body)
-        prompt = self._encoded(lambda: self._conversation(body.get("messages")), "messages")
+        prompt = self._encoded(lambda: read_conversation(body.get("messages"), self.tokenizer), "messages")
         most = integer(body, "top_logprobs", 0, 0, LIKELIEST)
         logprobs = most if flag(body, "logprobs") else None
         longest = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
@@ -188,26 +187,6 @@ class Reader:
             raise Refused(f"`prompt` must not be empty. Received: {prompt!r:.80}.", param="prompt")
         return ids
 
-    def _conversation(self, messages: Any) -> list[int]:
-        if not isinstance(messages, list) or not messages:
-            raise Refused(
-                f"`messages` must be a list of turns. Received: {messages!r:.80}.", param="messages"
-            )
-        turns = [_turn(message) for message in messages]
-        if turns[-1].role != "user":
-            raise Refused(
-                f"The last of `messages` must be the user's. Received: {turns[-1].role}.", param="messages"
-            )
-        if not turns[-1].content.strip():
-            raise Refused("The last of `messages` must not be empty.", param="messages")
-        if found := special_text(turns, self.tokenizer):
-            raise Refused(
-                f"`messages` must not hold the text of a special token. Received: {found[0]!r} in turn {found[1]}, which the "
-                "model would read as the token.",
-                param="messages",
-            )
-        return encode_prompt(turns[-1].content, self.tokenizer, history=turns[:-1])
-
     def _encoded(self, encode: Callable[[], list[int]], param: str) -> list[int]:
         try:
             return encode()
@@ -225,23 +204,3 @@ class Reader:
                 f"`stop` must be a text, or up to {MOST_STOPS} of them. Received: {stop!r:.80}.", param="stop"
             )
         return tuple(stops)
-
-
-def _turn(message: Any) -> Message:
-    if not isinstance(message, dict) or message.get("role") not in ROLES:
-        raise Refused(
-            f"Each of `messages` must have a role of {', '.join(ROLES)}. Received: {message!r:.80}.",
-            param="messages",
-        )
-    content = message.get("content")
-    if isinstance(content, list):  # in parts
-        parts = [
-            part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
-            for part in content
-        ]
-        content = "".join(parts) if all(isinstance(part, str) for part in parts) else None
-    if not isinstance(content, str):
-        raise Refused(
-            f"Each of `messages` must have a text as content. Received: {message!r:.80}.", param="messages"
-        )
-    return Message(ROLES[message["role"]], content)

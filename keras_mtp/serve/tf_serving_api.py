@@ -22,6 +22,7 @@ from keras_mtp.serve.engine import Engine
 from keras_mtp.serve.openai_api import model_card
 from keras_mtp.serve.reading import read_json
 from keras_mtp.serve.running import unless_gone
+from keras_mtp.serve.tensors import columns, one_or_named, rows, tensor
 
 VERSION = "1"
 USUAL = "serving_default"
@@ -101,8 +102,8 @@ class TFServingAPI:
         if ("inputs" in body) == ("instances" in body):
             raise Refused("The body must hold either 'inputs' or 'instances'.")
         specs = model.inputs(name)
-        values = _columns(body["inputs"], specs) if "inputs" in body else _rows(body["instances"], specs)
-        tensors = {key: _tensor(key, values[key], specs[key]) for key in specs}
+        values = columns(body["inputs"], specs) if "inputs" in body else rows(body["instances"], specs)
+        tensors = {key: tensor(key, values[key], specs[key]) for key in specs}
         self._require_bounds(name, tensors)
         tf = backend.tensorflow()
         try:
@@ -113,9 +114,7 @@ class TFServingAPI:
             raise Refused("There is not enough memory for these inputs. Send less at once.", 503) from failed
         said = {key: value.numpy() for key, value in said.items()}
         if "inputs" in body:
-            return json.dumps(
-                {"outputs": _one_or_named({key: value.tolist() for key, value in said.items()})}
-            )
+            return json.dumps({"outputs": one_or_named({key: value.tolist() for key, value in said.items()})})
         count = len(tensors["token_ids"])
         if uneven := next(
             (key for key, value in said.items() if value.ndim == 0 or len(value) != count), None
@@ -123,10 +122,10 @@ class TFServingAPI:
             raise Refused(
                 f"Tensor name: {uneven} has inconsistent batch size: ask `{name}` with 'inputs' in place of 'instances'."
             )
-        rows = [
-            _one_or_named({key: value[row].tolist() for key, value in said.items()}) for row in range(count)
+        found = [
+            one_or_named({key: value[row].tolist() for key, value in said.items()}) for row in range(count)
         ]
-        return json.dumps({"predictions": rows})
+        return json.dumps({"predictions": found})
 
     def _require_bounds(self, name: str, tensors: dict[str, np.ndarray]) -> None:
         """What a graph cannot know: how much this server has time and memory for."""
@@ -146,50 +145,6 @@ class TFServingAPI:
             raise Refused(
                 f"The logits would be {values} numbers, and {limits.max_values} are allowed. Ask `score`, or less."
             )
-
-
-def _columns(inputs: Any, specs: dict[str, Any]) -> dict[str, Any]:
-    """'inputs': a tensor by each name, or one alone."""
-    if len(specs) == 1 and not isinstance(inputs, dict):
-        inputs = {next(iter(specs)): inputs}
-    return _named(inputs, specs, "'inputs'")
-
-
-def _rows(instances: Any, specs: dict[str, Any]) -> dict[str, Any]:
-    """'instances': a list, of a value by each name, or of one alone."""
-    if not isinstance(instances, list) or not instances:
-        raise Refused("'instances' must be a list that is not empty.")
-    if len(specs) == 1 and not any(isinstance(row, dict) for row in instances):
-        return {next(iter(specs)): instances}
-    rows = [_named(row, specs, "Each of 'instances'") for row in instances]
-    return {key: [row[key] for row in rows] for key in specs}
-
-
-def _named(values: Any, specs: dict[str, Any], what: str) -> dict[str, Any]:
-    if not isinstance(values, dict) or values.keys() != specs.keys():
-        got = sorted(values) if isinstance(values, dict) else type(values).__name__
-        raise Refused(f"{what} must hold {', '.join(specs)}. Received: {got!s:.80}.")
-    return values
-
-
-def _tensor(name: str, value: Any, spec: Any) -> np.ndarray:
-    """A NumPy array of the type that a signature has; whole numbers, as all inputs here are."""
-    try:
-        array = np.array(value)
-    except ValueError:
-        array = np.array(None)
-    if array.size == 0 and array.ndim == len(spec.shape):
-        array = array.astype("int64")
-    bounds = np.iinfo(spec.dtype.as_numpy_dtype)
-    right = array.dtype.kind == "i" and array.ndim == len(spec.shape)
-    if not right or (array.size and not bounds.min <= array.min() <= array.max() <= bounds.max):
-        shape = ", ".join("any" if size is None else str(size) for size in spec.shape)
-        raise Refused(f"`{name}` must be whole numbers of shape ({shape}). Received: {value!s:.80}.")
-    return array.astype(spec.dtype.as_numpy_dtype)
-
-
-def _one_or_named(values: dict[str, Any]) -> Any:
-    return next(iter(values.values())) if len(values) == 1 else values
 
 
 def _reason(failed: Exception) -> str:
