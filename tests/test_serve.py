@@ -231,6 +231,16 @@ def test_logprobs_of_a_prompt_as_lm_eval_asks_for_them(client, server):
     assert nothing_new.logprobs.token_logprobs == answer.token_logprobs[:-1]
 
 
+def test_an_end_token_at_once_is_among_the_logprobs(client, server):
+    """lm-eval leaves the last one out, since it has asked for one new token."""
+    firsts = [[token] for token in range(server.engine.about.vocabulary_size)]
+    said = server.engine.model.signatures["serving_default"](token_ids=np.array(firsts, "int32"))
+    likeliest = said["logits"].numpy()[:, 0].argmax(-1)
+    first = int(np.flatnonzero(np.isin(likeliest, server.engine.tokenizer.eos_ids))[0])
+    choice = _complete(client, [first], max_tokens=1, echo=True, logprobs=1).choices[0]
+    assert choice.finish_reason == "stop" and len(choice.logprobs.token_logprobs) == 2
+
+
 def test_tensorflow_serving_answers_as_the_signatures(server, expected):
     signatures = server.engine.model.signatures
     ids = np.array([[5, 6, 7], [8, 9, 10]], "int32")

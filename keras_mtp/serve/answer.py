@@ -61,6 +61,7 @@ class Answer:
     drafts_asked: int = 0  # passes with drafts, and what these yielded
     drafts_gave: int = 0
     finish: str | None = None
+    end_token: int | None = None  # that ended it
     cancelled: bool = False  # nobody waits any more
     came: float = 0.0  # by `time.monotonic`
     stream: TextStream = field(init=False)
@@ -87,7 +88,7 @@ class Answer:
         for place, token in enumerate(tokens):
             self.said += 1
             if token in self.tokenizer.eos_ids:
-                self.finish = "stop"
+                self.finish, self.end_token = "stop", token
                 break
             if text := self.stream.add([token]):
                 pieces.append((text, place < len(tokens) - 1))

@@ -90,6 +90,8 @@ class OpenAIAPI:
         if asked.logprobs is not None:
             most = asked.logprobs
             ids = prompt + answer.stream.ids_of_text()
+            if answer.end_token is not None and not asked.chat:
+                ids.append(answer.end_token)  # lm-eval counts on the one new token that it asked for
             places = await asyncio.wrap_future(
                 self.engine.call(lambda model: logprobs.score(model, ids, most))
             )
