@@ -177,6 +177,13 @@ def torch():
     return torch
 
 
+def saved_model_signatures(content: bytes) -> dict:
+    """The signatures in a `saved_model.pb`, protocol buffers by name."""
+    with quiet_imports():
+        from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+    return dict(SavedModel.FromString(content).meta_graphs[0].signature_def)
+
+
 def fused(function: Callable) -> Callable:
     """`function` of tensors, its elementwise work fused, where the backend would go through it operation by operation.
 

@@ -18,6 +18,7 @@ from keras_mtp import __version__, backend, run_folder
 from keras_mtp.errors import Diverged, Interrupted, UserError
 from keras_mtp.export import formats
 from keras_mtp.export.folder import require_absent
+from keras_mtp.limits import Limits
 from keras_mtp.recipe import (
     Recipe,
     apply_overrides,
@@ -131,6 +132,7 @@ def cli() -> None:
       keras-mtp recipe jsonl --data my.jsonl     learn from conversations of your own
       keras-mtp generate RUN "PROMPT"            ask the model that came out of it
       keras-mtp export RUN DIR                   write it for a server, or another library
+      keras-mtp serve DIR                        serve that: OpenAI's API, TensorFlow Serving's, a page
     """
 
 
@@ -435,6 +437,71 @@ def export(run: Path, folder: Path, form: str, as_json: bool) -> None:
         _print_json(exported.to_json())
     else:
         click.echo(exported.summary())
+
+
+@cli.command(short_help="Serve an exported model: OpenAI's API, TensorFlow Serving's, a page.")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0 for everybody."
+)
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 for any free one."
+)
+@click.option("--name", help="What clients call the model. Default: the folder's name.")
+@click.option(
+    "--max-batch",
+    type=click.IntRange(min=1),
+    default=Limits.max_batch,
+    show_default=True,
+    help="Answers that are given at the same time.",
+)
+@click.option(
+    "--max-queue",
+    type=click.IntRange(min=1),
+    default=Limits.max_queue,
+    show_default=True,
+    help="Further ones that may wait; the next is told to come again later.",
+)
+@click.option(
+    "--max-length",
+    metavar="TOKENS",
+    type=click.IntRange(min=2),
+    help="Longest prompt with its answer. Default: what the model was made for.",
+)
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    default=Limits.max_new_tokens,
+    show_default=True,
+    help="Longest answer.",
+)
+@click.option(
+    "--max-body-bytes",
+    type=click.IntRange(min=1),
+    default=Limits.max_body_bytes,
+    show_default=True,
+    help="Longest request.",
+)
+@click.option(
+    "--drain-seconds",
+    type=click.IntRange(min=0),
+    default=Limits.drain_seconds,
+    show_default=True,
+    help="How long answers may go on when the server is told to end.",
+)
+def serve(folder: Path, host: str, port: int, name: str | None, **limits: Any) -> None:
+    """Serve a folder that `keras-mtp export RUN DIR` wrote, until it is interrupted.
+
+    Needs TensorFlow and the extra "serve", not Keras. Nobody is asked for a password: on another host than 127.0.0.1
+    everybody who reaches it may ask.
+    """
+    try:
+        from keras_mtp import serve as server
+    except ImportError as error:
+        raise UserError(
+            f'`serve` needs what is not installed ({error.name}). Run: pip install "keras_mtp[serve,tensorflow]"'
+        ) from error
+    server.run(folder, host=host, port=port, name=name, **limits)
 
 
 @cli.command(short_help="Compare arms of a recipe over several seeds: does it help?")

@@ -16,7 +16,7 @@ from keras_mtp.export import for_hugging_face, formats, onnx_graph, saved_model
 from keras_mtp.export.exported import Exported
 from keras_mtp.generation.statistics import Statistics
 from keras_mtp.generation.text import Wish
-from keras_mtp.models.backbone import base_info
+from keras_mtp.models.backbone import base_info, context_length
 from keras_mtp.models.from_recipe import base_from_recipe, model_from_recipe
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
 from keras_mtp.recipe import Recipe, load_recipe, updated, with_options
@@ -99,7 +99,8 @@ def export(run: Path, folder: Path, format: str = formats.DEFAULT) -> saved_mode
     model, _ = _restored(recipe, run)
     base, files = base_info(recipe.model.name), [run / RECIPE]
     if format == "saved_model":
-        return saved_model.export(model, folder, base=base, files=files)
+        longest = context_length(recipe.model.name)
+        return saved_model.export(model, folder, base=base, context_length=longest, files=files)
     if format == "onnx":
         return onnx_graph.export(model, folder, base=base, files=files)
     write = {"peft": for_hugging_face.export_adapter, "transformers": for_hugging_face.export_llama}[format]

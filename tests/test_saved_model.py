@@ -158,7 +158,9 @@ def test_what_an_export_holds_and_says(done):
         *("tokenizer_config.json", "generation_config.json", "chat_template.jinja"),
     }
     assert (folder / "recipe.toml").read_text() == (run / "recipe.toml").read_text()
-    assert said["folder"] == str(folder) and said["signatures"] == ["serving_default", "heads", "generate"]
+    assert said["folder"] == str(folder) and said["signatures"] == [
+        *("serving_default", "heads", "generate", "score", "prefill", "step")
+    ]
     checked = said["checked"]
     assert checked["answers"] == 4 and checked["tokens"] > 0 and checked["logits_differ_by"] < 1e-4
 

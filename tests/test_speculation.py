@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from keras_mtp.generation import batch, generator
+from keras_mtp.generation import batch, statistics
 from keras_mtp.generation.generator import Generator
 from keras_mtp.generation.sampling import Sampling
 from keras_mtp.layers.linear_head import LinearHead
@@ -87,7 +87,7 @@ def test_a_cache_that_fills_up_gets_room(monkeypatch):
     model = _model()
     roomy = Generator(model, stop_ids={60}, max_new_tokens=80, exact=True)([[5] * 55, [7]])
     monkeypatch.setattr(batch, "AHEAD", 1)
-    monkeypatch.setattr(generator, "PAYS", 0.0)
+    monkeypatch.setattr(statistics, "PAYS", 0.0)
     both = _Both(model, stop_ids={60}, max_new_tokens=80)
     assert both.same([[5] * 55, [7]]).tokens == roomy
     assert [len(tokens) for tokens in roomy] == [80, 80]

@@ -9,7 +9,7 @@ from keras_mtp import checkpoint
 from keras_mtp.data.encoding import Encoded
 from keras_mtp.errors import UserError
 from keras_mtp.evaluation import HeldOutEvaluation
-from keras_mtp.generation import generator
+from keras_mtp.generation import statistics
 from keras_mtp.generation.generator import Generator
 from keras_mtp.layers.linear_head import LinearHead
 from keras_mtp.layers.sequential_head import SequentialHead
@@ -149,7 +149,7 @@ def test_decoding_says_what_the_model_says(method, trained):
 
 @pytest.mark.parametrize("method", ["prefix_kv", "lora", "prefix_kv+lora"])
 def test_speculation_says_what_exact_decoding_says(method, trained, monkeypatch):
-    monkeypatch.setattr(generator, "PAYS", 0.0)
+    monkeypatch.setattr(statistics, "PAYS", 0.0)
     heads = [TransformerHead(start="random"), SequentialHead(start="random"), LinearHead()]
     model, source = _model(method, heads), trained(method)[0]
     for name, variable in tuned_variables(model).items():

@@ -130,7 +130,7 @@ def encode_all(
     kept: list[Encoded] = []
     skipped, truncated, marked = [], [], []
     for example in examples:
-        if special_text == "skip" and _special_text(example.messages, tokenizer):
+        if special_text == "skip" and special_text_in(example.messages, tokenizer):
             marked.append(example.id)
             continue
         item = encode_example(example, tokenizer)
@@ -149,7 +149,7 @@ def _truncated(item: Encoded, max_tokens: int) -> Encoded:
     return dataclasses.replace(item, ids=item.ids[:length], is_answer=item.is_answer[:length])
 
 
-def _special_text(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[str, int] | None:
+def special_text_in(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[str, int] | None:
     """The first text of a special token in a conversation, and the turn that holds it."""
     added = tokenizer.backend.get_added_tokens_decoder().values()
     special = [token.content for token in added if token.special]
@@ -160,7 +160,7 @@ def _special_text(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[st
 
 
 def _refuse_special_tokens(messages: Sequence[Message], tokenizer: Tokenizer) -> None:
-    if found := _special_text(messages, tokenizer):
+    if found := special_text_in(messages, tokenizer):
         raise UserError(
             f"A turn must not hold the text of a special token. Received: {found[0]!r} in turn {found[1]}, which the "
             "model would read as the token. If a template has been applied to the data already, take it out again; "

@@ -4,7 +4,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import keras
@@ -13,6 +13,7 @@ from keras import ops
 
 from keras_mtp.data.encoding import encode_raw
 from keras_mtp.errors import UserError
+from keras_mtp.export.served_model import padded
 from keras_mtp.generation.decoding import PREFILL
 
 # By compute dtype, how far logits may be apart, as a part of the largest: the same arithmetic, compiled another way.
@@ -32,12 +33,15 @@ class Checked:
     Args:
         logits_differ_by: the largest difference of two logits, of any head. answers: how many were compared, as one batch and
             one alone. tokens: how many these have. ties: answers that went on otherwise where two tokens were equally likely.
+        golden_prompt, golden_answer: token ids, the answer of one alone.
     """
 
     logits_differ_by: float
     answers: int
     tokens: int
     ties: int
+    golden_prompt: list[int] = field(repr=False)
+    golden_answer: list[int] = field(repr=False)
 
 
 def check(model: keras.Model, folder: Path) -> Checked:
@@ -51,7 +55,7 @@ def check(model: keras.Model, folder: Path) -> Checked:
     """
     prompts = _prompts(model)
     said = _read_back(folder, _questions(prompts, model.tokenizer.eos_ids))
-    token_ids = _padded(prompts)
+    token_ids = padded(prompts)
     real = np.arange(token_ids.shape[1]) < [[len(prompt)] for prompt in prompts]
     logits = {
         name: ops.convert_to_numpy(ops.cast(x, "float32"))[real] for name, x in model(token_ids).items()
@@ -64,12 +68,33 @@ def check(model: keras.Model, folder: Path) -> Checked:
         furthest = max(furthest, apart)
         if not apart <= allowed:
             _refuse(f"the logits of `{name}` are up to {apart:.2g} apart, and {allowed:.2g} is allowed")
+    _check_scores(said["score/logprobs"], logits["head_1"], token_ids, real, allowed)
     expected = model.generate(prompts, max_new_tokens=NEW_TOKENS, speculate=True)
     found = _answers(said, "generate") + _answers(said, "alone")
     ties = 0
     for prompt, want, got in zip([*prompts, prompts[0]], [*expected, expected[0]], found, strict=True):
         ties += _is_tie(model, prompt, want, got, 2 * allowed)
-    return Checked(logits_differ_by=furthest, answers=len(found), tokens=sum(map(len, found)), ties=ties)
+    return Checked(
+        logits_differ_by=furthest,
+        answers=len(found),
+        tokens=sum(map(len, found)),
+        ties=ties,
+        golden_prompt=prompts[0],
+        golden_answer=found[-1],
+    )
+
+
+def _check_scores(
+    found: np.ndarray, logits: np.ndarray, token_ids: np.ndarray, real: np.ndarray, allowed: float
+) -> None:
+    """By the logits (N, V) of the real places, in float64."""
+    logits = logits.astype("float64")
+    largest = logits.max(-1, keepdims=True)
+    logprobs = logits - largest - np.log(np.exp(logits - largest).sum(-1, keepdims=True))
+    following = np.pad(token_ids[:, 1:], [(0, 0), (0, 1)])[real]
+    apart = float(np.abs(found[real] - logprobs[np.arange(len(following)), following]).max())
+    if not apart <= 2 * allowed:
+        _refuse(f"the logarithms of `score` are up to {apart:.2g} apart, and {2 * allowed:.2g} is allowed")
 
 
 def _prompts(model: keras.Model) -> list[list[int]]:
@@ -80,18 +105,11 @@ def _prompts(model: keras.Model) -> list[list[int]]:
 
 def _questions(prompts: Sequence[Sequence[int]], stop_ids: Sequence[int]) -> dict[str, np.ndarray]:
     return {
-        "token_ids": _padded(prompts),
+        "token_ids": padded(prompts),
         "lengths": np.array([len(prompt) for prompt in prompts], "int32"),
         "max_new_tokens": np.array(NEW_TOKENS, "int32"),
         "stop_ids": np.array(stop_ids, "int32"),
     }
-
-
-def _padded(prompts: Sequence[Sequence[int]]) -> np.ndarray:
-    ids = np.zeros((len(prompts), max(map(len, prompts))), "int32")
-    for row, prompt in zip(ids, prompts, strict=True):
-        row[: len(prompt)] = prompt
-    return ids
 
 
 def _read_back(folder: Path, questions: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

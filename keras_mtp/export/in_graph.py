@@ -17,13 +17,14 @@ import keras
 from keras import ops
 
 from keras_mtp import backend
+from keras_mtp.export.choose import choose
 from keras_mtp.generation.attention import CHUNK
 from keras_mtp.generation.batch import FOREVER
 from keras_mtp.generation.decoding import PREFILL, Decoding, Rows
-from keras_mtp.generation.fixed_shape import BLOCK, fixed_shape
-from keras_mtp.generation.generator import STRETCH, pays
+from keras_mtp.generation.fixed_shape import fixed_multiple, fixed_shape
+from keras_mtp.generation.generator import STRETCH
 from keras_mtp.generation.merged_kernels import MergedKernels
-from keras_mtp.generation.sampling import GREEDY
+from keras_mtp.generation.statistics import pays
 
 NO_TOKEN = -1  # behind the end of an answer
 
@@ -37,11 +38,10 @@ class InGraph:
 
     def __init__(self, model: keras.Model):
         self.backbone, self.has_heads = model.backbone, bool(model.heads)
-        # With one row this many tokens per row are a fixed shape; so they are with as many rows as `_rows` says.
-        width = fixed_shape(1, 1 + len(model.heads))[1] if self.has_heads else 1
+        self.width = fixed_shape(1, 1 + len(model.heads))[1] if self.has_heads else 1
         merged = MergedKernels(model.lora)
         self.drafting, self.plain = (
-            Decoding(model, heads=heads, width=width, choose=GREEDY.choose, compiled=False, merged=merged)
+            Decoding(model, heads=heads, width=self.width, choose=choose, compiled=False, merged=merged)
             for heads in (self.has_heads, False)
         )
         self.variables = self.drafting.forward.variables
@@ -60,37 +60,54 @@ class InGraph:
             were kept; tokens a pass are `sum((n + 1) * accepted) / sum(accepted)`.
         """
         tf = backend.tensorflow()
-        count, prefix = tf.shape(token_ids)[0], self.drafting.forward.prefix_length
-        token_ids = self._checked(token_ids, lengths)
-        max_new_tokens = tf.maximum(max_new_tokens, 0)
-        more = self._rows(count) - count  # copies of nothing, which say nothing
+        room = tf.fill([tf.shape(token_ids)[0]], max_new_tokens)
+        rows, lengths = self.begun(token_ids, lengths, room)
+        starts = rows.at + 1
+        rows = self._answered(rows, lengths, stop_ids)
+        return _answers(rows, starts, len_of(token_ids), stop_ids, self.drafting.said_per_pass)
+
+    def begun(self, token_ids, lengths, room) -> tuple[Rows, Any]:
+        """Rows of prompts that nothing has been read of, and their lengths, checked and padded to a fixed shape.
+
+        Args:
+            token_ids: int32 (B, T). lengths, room: int32 (B,), room being how many tokens each answer may have.
+        """
+        tf = backend.tensorflow()
+        count, prefix = len_of(token_ids), self.drafting.forward.prefix_length
+        token_ids = self._checked(token_ids, lengths, room)
+        more = tf.where(count <= 1, 1, _up(count, fixed_multiple(self.width))) - count  # copies of nothing
         width = _up(tf.shape(token_ids)[1], PREFILL)
-        slots = _up(prefix + width + max_new_tokens + self.drafting.reach, CHUNK)
+        slots = _up(prefix + width + tf.reduce_max(room) + self.drafting.reach, CHUNK)
         behind = slots - prefix - tf.shape(token_ids)[1]
         lengths = tf.pad(lengths, [[0, more]], constant_values=1)
         rows = Rows(
             ids=tf.pad(token_ids, [[0, more], [prefix, behind]])[:, :, None],
             at=prefix + lengths - 1,
-            room=tf.pad(tf.fill([count], max_new_tokens), [[0, more]]),
+            room=tf.pad(room, [[0, more]]),
             histogram=tf.zeros([1 + self.drafting.said_per_pass], "int32"),
         )
-        rows = self._answered(rows, lengths, stop_ids)
-        return _answers(rows, prefix + lengths, count, stop_ids, self.drafting.said_per_pass)
+        return rows, lengths
+
+    def read(self, rows: Rows, lengths):
+        """Reads the prefix and the prompts: `(state, cache)`, the states (B, 1, D) at the prompts' last tokens."""
+        tf = backend.tensorflow()
+        drafting, size = self.drafting, tf.shape(rows.ids)
+        cache = drafting.read_prefix(drafting.forward.empty_cache(size[0], size[1]))
+        state = ops.zeros((size[0], 1, self.backbone.hidden_dim), self.backbone.compute_dtype)
+
+        def more(done, state, cache):
+            return done + PREFILL, *drafting.prefill(rows.ids, done, lengths, state, cache)
+
+        longest = tf.reduce_max(lengths)
+        return tf.while_loop(lambda done, *_: done < longest, more, (0, state, cache))[1:]
 
     def _answered(self, rows: Rows, lengths, stop_ids) -> Rows:
         """All of `Generator.answer`'s loop."""
         tf = backend.tensorflow()
-        drafting, size = self.drafting, tf.shape(rows.ids)
-        uniforms = tf.zeros(size[:2])  # greedy: nobody reads them
-        cache = drafting.read_prefix(drafting.forward.empty_cache(size[0], size[1]))
-        state = ops.zeros((size[0], 1, self.backbone.hidden_dim), self.backbone.compute_dtype)
-
-        def read(done, state, cache):
-            return done + PREFILL, *drafting.prefill(rows.ids, done, lengths, state, cache)
-
-        longest = tf.reduce_max(lengths)
-        _, state, cache = tf.while_loop(lambda done, *_: done < longest, read, (0, state, cache))
-        rows, cache = drafting.first(state, stop_ids, uniforms, rows, cache)
+        drafting = self.drafting
+        state, cache = self.read(rows, lengths)
+        draws = tf.zeros([*tf.unstack(tf.shape(rows.ids)[:2]), 3])  # greedy
+        rows, cache = drafting.first(state, stop_ids, draws, rows, cache)
         if self.has_heads:
 
             def paying(rows, cache):
@@ -98,35 +115,42 @@ class InGraph:
 
             rows, cache = tf.while_loop(
                 paying,
-                lambda rows, cache: drafting.passes(STRETCH, stop_ids, uniforms, rows, cache),
+                lambda rows, cache: drafting.passes(STRETCH, stop_ids, draws, rows, cache),
                 (rows, cache),
             )
         cache = cache._replace(heads=[], reads={})
-        return self.plain.passes(FOREVER, stop_ids, uniforms, rows, cache)[0]
+        return self.plain.passes(FOREVER, stop_ids, draws, rows, cache)[0]
 
-    def _checked(self, token_ids, lengths):
+    def _checked(self, token_ids, lengths, room):
         """`token_ids`, 0 in place of padding."""
         tf = backend.tensorflow()
-        longest, vocabulary = tf.shape(token_ids)[1], self.backbone.vocabulary_size
+        longest = tf.shape(token_ids)[1]
         token_ids = tf.where(tf.range(longest) < lengths[:, None], token_ids, 0)
-        within = (tf.reduce_all(lengths >= 1), tf.reduce_all(lengths <= longest))
-        known = (tf.reduce_all(token_ids >= 0), tf.reduce_all(token_ids < vocabulary))
-        checks = [
-            tf.debugging.Assert(
-                tf.logical_and(*within), ["`lengths` must be 1 to the width of `token_ids`."]
-            ),
-            tf.debugging.Assert(tf.logical_and(*known), [f"`token_ids` must be 0 to {vocabulary - 1}."]),
-        ]
-        with tf.control_dependencies(checks):  # before anything else stumbles over them
-            return tf.identity(token_ids)
+        checks = {
+            "`lengths` must be 1 to the width of `token_ids`.": (lengths >= 1) & (lengths <= longest),
+            "`max_new_tokens` must be at least 0.": room >= 0,
+        }
+        return self.known(checked(token_ids, checks))
 
-    def _rows(self, count):
-        """How many rows the batch is padded to, as by `fixed_shape`."""
-        tf = backend.tensorflow()
-        if not self.has_heads:
-            return count
-        few = tf.where(count <= 1, 1, tf.where(count <= 2, 2, 4))
-        return tf.where(count <= 4, few, _up(count, BLOCK))
+    def known(self, token_ids):
+        """`token_ids`, refused where the vocabulary has not all of them."""
+        size = self.backbone.vocabulary_size
+        return checked(
+            token_ids, {f"`token_ids` must be 0 to {size - 1}.": (token_ids >= 0) & (token_ids < size)}
+        )
+
+
+def checked(x, conditions: dict[str, Any]):
+    """`x`, computed only if all of some tensors are true everywhere; else the graph fails with the key as its message."""
+    tf = backend.tensorflow()
+    checks = [tf.debugging.Assert(tf.reduce_all(good), [message]) for message, good in conditions.items()]
+    with tf.control_dependencies(checks):  # before anything else stumbles over it
+        return tf.identity(x)
+
+
+def len_of(x):
+    """Its first dimension, as a tensor."""
+    return backend.tensorflow().shape(x)[0]
 
 
 def _answers(rows: Rows, starts, count, stop_ids, said_per_pass: int) -> dict[str, Any]:

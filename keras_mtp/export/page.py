@@ -17,10 +17,25 @@ the model that it was made from is. What was trained is in the weights. No Keras
 | `serving_default` | `token_ids` (B, T), padded on the right | `logits` (B, T, $vocabulary): at t, of the token after it |
 | `heads` | `token_ids` (B, T) | $heads, each (B, T, $vocabulary): `head_k` at t, of the token k places ahead |
 | `generate` | `token_ids` (B, T), padded on the right; `lengths` (B,), of the prompts; `max_new_tokens` (); `stop_ids` (S,) | `tokens` (B, M), the answers, -1 behind their end; `lengths` (B,), of the answers; `accepted` ($said,) |
+| `score` | `token_ids` (B, T) | `logprobs` (B, T): at t, of the token after it; `likeliest` (B, T, N) and `likeliest_logprobs` (B, T, N): the N likeliest there |
+| `prefill`, `step` | `generate` one pass at a time, with its state: below | `tokens` (B, $said), the new ones, -1 behind; `room` (B,); the state |
 
 B, T and S are free. `generate` takes the likeliest token always. Answers come without their stop token; M is the length of
 the longest. `accepted[n]` counts the passes, of one row each, in which n drafts of the heads were kept. The cache has room
 for all of `max_new_tokens` from the start.
+
+`prefill` reads prompts (`token_ids`, `lengths`, and `room`, how many tokens each answer may have) and says the first token of
+each answer; every `step` says 1 to $said more, until its `room` is 0. What the one returns as `ids`, `at`, `cache_000`, ... the next
+is given. A row of the state is an answer: rows may be left out and put together between two steps, so that answers come and
+go. `temperature`, `top_p` and `uniforms` (B, R), the numbers by which each row's next R tokens are drawn, say how tokens are
+chosen; with temperature 0 they are those of `generate`, exactly. `keras-mtp serve` works so.
+
+## As a server
+
+```bash
+pip install "keras_mtp[serve,tensorflow]"
+keras-mtp serve . --name tuned           # OpenAI's API and TensorFlow Serving's, and a page, at http://127.0.0.1:8000
+```
 
 ## From Python
 

@@ -3,6 +3,8 @@
     serving_default    token_ids                                      -> logits of head_1
     heads              token_ids                                      -> logits of every head
     generate           token_ids, lengths, max_new_tokens, stop_ids   -> tokens, lengths, accepted
+    prefill, step      the same, one pass at a time                   -> tokens, room, state      (stepwise.py)
+    score              token_ids                                      -> logprobs                 (score.py)
 
 Written beside where it is to be, compared with the model (`check.py`), and only then given its name.
 """
@@ -22,6 +24,9 @@ from keras_mtp.export.check import Checked, check
 from keras_mtp.export.folder import made_whole
 from keras_mtp.export.in_graph import InGraph
 from keras_mtp.export.page import page
+from keras_mtp.export.score import Score
+from keras_mtp.export.served_model import About
+from keras_mtp.export.stepwise import Stepwise, traced
 from keras_mtp.export.tokenizer_files import write_tokenizer
 from keras_mtp.models.backbone import BaseInfo
 from keras_mtp.models.licence import write_licence
@@ -56,13 +61,21 @@ class Exported:
         )
 
 
-def export(model: keras.Model, folder: Path, *, base: BaseInfo, files: Sequence[Path] = ()) -> Exported:
+def export(
+    model: keras.Model,
+    folder: Path,
+    *,
+    base: BaseInfo,
+    context_length: int | None = None,
+    files: Sequence[Path] = (),
+) -> Exported:
     """Writes a SavedModel, its tokenizer, its licence and a page on how to ask it.
 
     Args:
         model: an `MTPCausalLM` with its tokenizer; Keras runs on TensorFlow.
         folder: to be made; must not exist.
-        base: the pretrained model under it. files: to be copied into the folder, such as the run's recipe.
+        base: the pretrained model under it. context_length: the longest text, in tokens, that it was made for, if known.
+        files: to be copied into the folder, such as the run's recipe.
 
     Raises:
         UserError: the folder exists, Keras runs on another backend, or what was written does not compute what the model
@@ -77,6 +90,7 @@ def export(model: keras.Model, folder: Path, *, base: BaseInfo, files: Sequence[
         signatures = _write(model, temporary)
         checked = check(model, temporary)
         write_tokenizer(model.tokenizer, temporary)
+        _about(model, base, context_length, checked).write(temporary)
         write_licence(temporary, base)
         (temporary / "README.md").write_text(page(model, base, __version__), encoding="utf-8")
         for file in files:
@@ -91,7 +105,8 @@ def _write(model: keras.Model, folder: Path) -> tuple[str, ...]:
     in_graph = InGraph(model)
 
     def heads(token_ids):
-        return {name: ops.cast(logits, "float32") for name, logits in model(token_ids).items()}
+        logits = model(in_graph.known(token_ids))
+        return {name: ops.cast(of_head, "float32") for name, of_head in logits.items()}
 
     def spec(name, *shape):
         return tf.TensorSpec(shape, "int32", name)
@@ -104,13 +119,23 @@ def _write(model: keras.Model, folder: Path) -> tuple[str, ...]:
             in_graph.generate,
             [token_ids, lengths, spec("max_new_tokens"), spec("stop_ids", None)],
         ),
+        "score": (Score(model, in_graph), [token_ids]),
     }
     module = tf.Module()
     module.kept = [variable.value for variable in in_graph.variables]
-    module.functions = {
-        name: tf.function(function, autograph=False, input_signature=inputs)
-        for name, (function, inputs) in asked.items()
-    }
-    signatures = {name: function.get_concrete_function() for name, function in module.functions.items()}
+    signatures = {name: traced(function, inputs) for name, (function, inputs) in asked.items()}
+    signatures |= Stepwise(in_graph).signatures()
     tf.saved_model.save(module, str(folder), signatures=signatures)
-    return tuple(asked)
+    return tuple(signatures)
+
+
+def _about(model: keras.Model, base: BaseInfo, context_length: int | None, checked: Checked) -> About:
+    elsewhere = ("backend", "chat_template")  # in files of their own
+    return About(
+        base=base.name,
+        vocabulary_size=model.backbone.vocabulary_size,
+        context_length=None if context_length is None else max(context_length - model.prefix_length, 1),
+        tokenizer={k: v for k, v in model.tokenizer.get_config().items() if k not in elsewhere},
+        golden_prompt=checked.golden_prompt,
+        golden_answer=checked.golden_answer,
+    )

@@ -11,11 +11,9 @@ from keras_mtp.generation.decoding import Decoding
 from keras_mtp.generation.fixed_shape import fixed_shape
 from keras_mtp.generation.merged_kernels import MergedKernels
 from keras_mtp.generation.sampling import GREEDY, Sampling
-from keras_mtp.generation.statistics import Statistics
+from keras_mtp.generation.statistics import Statistics, pays
 
-TRIAL = 32  # passes after which drafts must have paid
-STRETCH = 16  # passes between two looks at what they gave
-PAYS = 1.3  # tokens per pass: what running the heads and their unembedding costs, and a little
+STRETCH = 16  # passes between two looks at what drafts gave
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +148,3 @@ class Generator:
                 self.model, heads=heads, width=width, choose=self.sampling.choose, merged=self._merged
             )
         return self._decodings[key]
-
-
-def pays(passes, tokens_per_pass):
-    """Whether drafts are to go on, by what they gave: numbers, or tensors of a graph."""
-    return (passes < TRIAL) | (tokens_per_pass >= PAYS)

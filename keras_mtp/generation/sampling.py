@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from keras import ops
 
+from keras_mtp.generation.draws import uniforms
+
 HALVINGS = 40  # of an interval of logits, until it is smaller than float32 can tell
 LOWEST = -60.0  # exp of it is nothing beside 1
 
@@ -52,38 +54,55 @@ class Sampling:
             raise ValueError(f"`seed` must be at least 0. Received: seed={self.seed}")
 
     def uniforms(self, row: int, count: int) -> np.ndarray:
-        """The numbers of a row's first `count` new tokens: float32 (count,), above 0 and below 1.
-
-        They are odd multiples of 2^-23, so that none becomes 1 by rounding.
-        """
-        drawn = np.random.default_rng([self.seed, row, *b"sampling"]).random(count)
-        return ((np.floor(drawn * 2**22) + 0.5) / 2**22).astype("float32")
+        """The numbers of a row's first `count` new tokens: float32 (count,), above 0 and below 1."""
+        return uniforms(self.seed, row, count)
 
     def choose(self, logits, uniforms):
         """Tokens for logits (B, R, V) and uniforms (B, R): int tensor (B, R)."""
-        if self.temperature == 0.0:
-            return ops.cast(ops.argmax(logits, axis=-1), "int32")
-        cumulated = ops.cumsum(self.weights(logits), axis=-1)
-        reached = cumulated <= uniforms[..., None] * cumulated[..., -1:]
-        return ops.sum(ops.cast(reached, "int32"), axis=-1)
+        return likeliest(logits) if self.temperature == 0.0 else drawn(self.weights(logits), uniforms)
 
     def weights(self, logits):
         """(..., V) -> (..., V): what each token's probability is proportional to."""
-        logits = ops.cast(logits, "float32") / self.temperature
-        logits = logits - ops.max(logits, axis=-1, keepdims=True)
+        logits = tempered(logits, self.temperature)
         if self.top_k and self.top_k < logits.shape[-1]:
             lowest = ops.top_k(logits, self.top_k)[0][..., -1:]
             logits = ops.where(logits >= lowest, logits, LOWEST * 2)
-        weights = ops.where(logits > LOWEST, ops.exp(logits), 0.0)
-        if self.top_p < 1.0:
-            weights = ops.where(logits >= _lowest_of_nucleus(logits, weights, self.top_p), weights, 0.0)
-        return weights
+        weights = weights_of(logits)
+        return weights if self.top_p == 1.0 else weights_of_nucleus(logits, weights, self.top_p)
 
 
 GREEDY = Sampling()
 
 
-def _lowest_of_nucleus(logits, weights, top_p: float):
+def likeliest(logits):
+    """(..., V) -> int32 (...)."""
+    return ops.cast(ops.argmax(logits, axis=-1), "int32")
+
+
+def drawn(weights, uniforms):
+    """The tokens at which the cumulated weights (..., V) pass the numbers (...): int32 (...)."""
+    cumulated = ops.cumsum(weights, axis=-1)
+    reached = cumulated <= uniforms[..., None] * cumulated[..., -1:]
+    return ops.sum(ops.cast(reached, "int32"), axis=-1)
+
+
+def tempered(logits, temperature):
+    """Divided by the temperature, the largest 0; a number, or a tensor (..., 1). Float32."""
+    logits = ops.cast(logits, "float32") / temperature
+    return logits - ops.max(logits, axis=-1, keepdims=True)
+
+
+def weights_of(logits):
+    """What probabilities are proportional to, of logits from `tempered`."""
+    return ops.where(logits > LOWEST, ops.exp(logits), 0.0)
+
+
+def weights_of_nucleus(logits, weights, top_p):
+    """`weights`, 0 outside the fewest likeliest tokens that have `top_p` of them: a number, or a tensor (..., 1)."""
+    return ops.where(logits >= _lowest_of_nucleus(logits, weights, top_p), weights, 0.0)
+
+
+def _lowest_of_nucleus(logits, weights, top_p):
     """The highest bound (..., 1) above which `top_p` of the weight still lies, found by halving: no sort of V values."""
     needed = top_p * ops.sum(weights, axis=-1, keepdims=True)
 

@@ -3,6 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+TRIAL = 32  # passes after which drafts must have paid
+PAYS = 1.3  # tokens per pass: what running the heads and their unembedding costs, and a little
+
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
@@ -58,3 +61,8 @@ class Statistics:
                 f"tokens yielded: {', '.join(shares)}" + ("" if self.speculated else "; drafts were given up")
             )
         return "\n".join(lines)
+
+
+def pays(passes, tokens_per_pass):
+    """Whether drafts are to go on, by what they gave: numbers, or tensors of a graph."""
+    return (passes < TRIAL) | (tokens_per_pass >= PAYS)
