@@ -40,25 +40,22 @@ def read_tokenizer(folder: Path, vocabulary_size: int) -> Tokenizer:
     config = Settings(read_json(folder / CONFIG), f"{folder.name}/{CONFIG}", _ADVICE)
     kind = config.need("class_name", str)
     if kind == "Llama3Tokenizer":
-        tokenizer = _llama_3(folder, config)
+        tokenizer = _llama_3(folder, config, vocabulary_size)
     elif kind == "LlamaTokenizer":
         tokenizer = _llama_2(folder)
     else:
         config.refuse(f"`class_name` must be Llama3Tokenizer or LlamaTokenizer, but is {kind!r:.40}")
-    highest = max(tokenizer.backend.get_vocab().values())
-    if highest >= vocabulary_size:
-        _refuse(
-            folder, f"its tokenizer has the id {highest}, but the vocabulary ends at {vocabulary_size - 1}"
-        )
+    _check_highest(folder, tokenizer.backend.get_vocab(), vocabulary_size)
     return tokenizer
 
 
-def _llama_3(folder: Path, config: Settings) -> Tokenizer:
+def _llama_3(folder: Path, config: Settings, vocabulary_size: int) -> Tokenizer:
     ids = read_json(folder / _VOCABULARY)
     if not all(type(index) is int and index >= 0 for index in ids.values()) or len({*ids.values()}) != len(
         ids
     ):
         _refuse(folder, f"{_VOCABULARY} must give every token an id of its own")
+    _check_highest(folder, ids, vocabulary_size)  # before `tokenizers` makes room for that many tokens
     merges = [
         line for line in read_text(folder / _MERGES).split("\n") if line and not line.startswith("#version")
     ]
@@ -76,6 +73,13 @@ def _llama_3(folder: Path, config: Settings) -> Tokenizer:
         bos_id=ids[_BEGIN_TEXT],
         add_bos=True,
     )
+
+
+def _check_highest(folder: Path, ids: Mapping[str, int], vocabulary_size: int) -> None:
+    if (highest := max(ids.values(), default=-1)) >= vocabulary_size:
+        _refuse(
+            folder, f"its tokenizer has the id {highest}, but the vocabulary ends at {vocabulary_size - 1}"
+        )
 
 
 def _special(ids: Mapping[str, int], merges: Sequence[str], named: Sequence[str]) -> list[str]:
