@@ -25,7 +25,7 @@ from keras_mtp import disk
 from keras_mtp.errors import UserError
 from keras_mtp.models.backbone import BaseInfo
 from keras_mtp.models.tuned_weights import OWNERS, named, tuned_variables
-from keras_mtp.untrusted import is_plain_name
+from keras_mtp.untrusted import is_plain_name, open_plain
 
 if TYPE_CHECKING:
     import keras
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from keras_mtp.models.mtp_causal_lm import MTPCausalLM
 
 FORMAT = 2
+LARGEST_MANIFEST = 1 << 20  # bytes
 TRAINED, OPTIMIZER, MANIFEST = "trained.safetensors", "optimizer.safetensors", "checkpoint.json"
 DRAFTS = "draft_vocabulary"  # its name in TRAINED
 
@@ -156,15 +157,17 @@ def read_manifest(folder: Path) -> Manifest:
     if not _is_plain(path):
         raise UserError(f"No finished checkpoint in {folder}. Give the folder of a run that has ended.")
     try:
-        text = path.read_bytes()
+        with open_plain(path) as opened:
+            text = opened.read(LARGEST_MANIFEST)
         manifest = Manifest(**{key: value for key, value in json.loads(text).items() if key != "sha256"})
+        is_whole = text == manifest.text
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged or not written by keras_mtp: {error}") from error
     if manifest.format != FORMAT:
         raise UserError(
             f"{path} has format {manifest.format}; this version of keras_mtp reads format {FORMAT}."
         )
-    if text != manifest.text:
+    if not is_whole:
         raise UserError(f"{path} is damaged: its SHA-256 is not the one in it.")
     for name in sorted({TRAINED, OPTIMIZER, *manifest.files}):
         file = folder / name
