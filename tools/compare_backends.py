@@ -14,6 +14,9 @@ SmolLM2-135M on GSM8K, two CPU cores, keras 3.15.1, jax 0.10.2, tensorflow 2.21.
     jax - tensorflow      1.4e-04   5.9e-06               2.9e-05    4.6e-06
     jax - torch           1.6e-04   5.7e-06               2.0e-05    2.9e-06
     tensorflow - torch    1.6e-04   5.2e-06               1.3e-05    2.0e-06
+
+On the first two rows the logits, from -31 to 43, are 1.3e-04 (jax), 1.4e-04 (tensorflow) and 8.1e-05 (torch) at most from
+float64's, 1.1e-05 to 1.2e-05 in the root mean square: it is float32's rounding, of which no backend has more than another.
 """
 
 import argparse
