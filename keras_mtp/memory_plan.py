@@ -202,6 +202,8 @@ def _stage(w: Workload, *, trunk: bool, tuned: int) -> dict[str, float]:
     return _passing(w, w.training) | {
         "activations": blocks + _around_blocks(w),
         "scores": 0 if w.remat else pairs * (layers + heads),
+        # The gradients of what a block has kept; rematerialised, also what it makes again.
+        "block": (1 + w.remat) * (pairs + _block(w, w.full)),
         "optimizer": _FLOAT32 * tuned * (2 + w.accumulated),
         "gradients": _FLOAT32 * tuned + w.full * trunk * table,
         "best": _FLOAT32 * tuned * 3 * w.keep_best * trunk,

@@ -7,6 +7,16 @@ A process per backend, one after another (with --quick at once): logits of both 
 tensor of prefix, LoRA and head; and the losses of 100 steps of prefix training from the same start. A logit's difference is
 absolute; a gradient's is the norm of the difference over the norm, for the tensor where it is largest. `float64` is a Llama
 of its own in double precision (float64_llama.py): it tells which of two is nearer to the truth. It trains no steps.
+
+SmolLM2-135M on GSM8K, two CPU cores, keras 3.15.1, jax 0.10.2, tensorflow 2.21.0, torch 2.13.0, `--steps 0`:
+
+                          logits    gradient of prefix    of LoRA    of head_2
+    jax - tensorflow      1.4e-04   5.9e-06               2.9e-05    4.6e-06
+    jax - torch           1.6e-04   5.7e-06               2.0e-05    2.9e-06
+    tensorflow - torch    1.6e-04   5.2e-06               1.3e-05    2.0e-06
+
+On the first two rows the logits, from -31 to 43, are 1.3e-04 (jax), 1.4e-04 (tensorflow) and 8.1e-05 (torch) at most from
+float64's, 1.1e-05 to 1.2e-05 in the root mean square: it is float32's rounding, of which no backend has more than another.
 """
 
 import argparse
