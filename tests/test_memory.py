@@ -53,6 +53,8 @@ def test_no_groups_no_limits(tmp_path):
 
 def test_what_a_clock_sees_taken_grows_with_what_is_allocated():
     clock = memory.Clock()
-    block = np.ones(50_000_000, "uint8")
-    assert 40_000_000 < clock.taken_bytes < 500_000_000
-    assert clock.peak_bytes >= clock.taken_bytes - 10_000_000 and block.all()
+    block = np.ones(
+        400_000_000, "uint8"
+    )  # far more than what other tests have left to be given back meanwhile
+    assert 200_000_000 < clock.taken_bytes < 1_000_000_000
+    assert clock.peak_bytes >= clock.taken_bytes - 100_000_000 and block.all()
