@@ -343,7 +343,12 @@ BAD = [
         400,
         "`lengths` must be",
     ),
-    (PREDICT, {"signature_name": "generate", "instances": [GENERATE | {"token_ids": [5]}]}, 400, "shape ()"),
+    (
+        PREDICT,
+        {"signature_name": "generate", "instances": [GENERATE | {"token_ids": [5]}]},
+        400,
+        "`lengths` must be whole numbers of shape (any)",
+    ),
     ("/v1/models/other:predict", {"instances": [[5]]}, 404, "Servable not found"),
     ("/v1/models/tuned/versions/7:predict", {"instances": [[5]]}, 404, "of version 7"),
     ("/v1/nothing", {}, 404, "Not Found"),

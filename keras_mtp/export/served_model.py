@@ -114,7 +114,8 @@ class ServedModel:
 
     def inputs(self, signature: str) -> dict[str, Any]:
         """The specifications of a signature's inputs."""
-        return self.signatures[signature].structured_input_signature[1]
+        # A SavedModel has them in no order that lasts from one loading to the next.
+        return dict(sorted(self.signatures[signature].structured_input_signature[1].items()))
 
     def prefill(self, prompts: Sequence[Sequence[int]], room: Sequence[int], choosing: Choosing):
         """Reads prompts: `(state, told)`."""
