@@ -101,7 +101,6 @@ class Plateau(keras.callbacks.Callback):
         super().__init__()
         self.log, self.heads, self.patience = log, heads, patience
         self.loss, self.waited = math.inf, 0
-
         for row in log.rows:  # of before the run was cut off
             if row["stage"] == "warmup" and _evaluated(row):
                 self._look(row)

@@ -130,11 +130,11 @@ def newest(folder: Path, base: BaseInfo, warn: Callable[[str], None]) -> Snapsho
     found = folders(folder)
     for path in found:
         try:
-            snapshot = _read(path)
+            manifest, snapshot = _read(path)
         except UserError as error:
             warn(f"{error} Going back to the snapshot before.")
             continue
-        checkpoint.require_base(checkpoint.read_manifest(path), base, folder.parent)
+        checkpoint.require_base(manifest, base, folder.parent)
         if snapshot.position.backend != keras.config.backend():
             raise UserError(
                 f"The run in {folder.parent} goes on only on {snapshot.position.backend}, where it began. Received: "
@@ -158,12 +158,12 @@ def folders(folder: Path) -> list[Path]:
     return [path for *_, path in sorted(found, reverse=True)]
 
 
-def _read(path: Path) -> Snapshot:
+def _read(path: Path) -> tuple[checkpoint.Manifest, Snapshot]:
     manifest = checkpoint.read_manifest(path)
     if missing := {METRICS, BEFORE, POSITION} - manifest.files.keys():
         raise UserError(f"{path / min(missing)} is missing.")
     try:
-        return Snapshot(
+        return manifest, Snapshot(
             folder=path,
             position=Position(**json.loads((path / POSITION).read_bytes())),
             before=_scores(json.loads((path / BEFORE).read_bytes())),

@@ -22,6 +22,7 @@ from keras_mtp.data.encoding import encode_prompt, encode_raw
 from keras_mtp.data.tokenizer import Tokenizer
 from keras_mtp.errors import UserError
 from keras_mtp.export.check import TEXTS, TOLERANCE
+from keras_mtp.export.served_model import padded
 
 # As there, but another program's arithmetic in float32: it may add LoRA to a product, where Keras adds it to the matrix.
 ALLOWED = TOLERANCE | {"float32": 2e-5}
@@ -78,14 +79,6 @@ def expected(model: keras.Model) -> Expected:
 def logits_of(model: keras.Model, token_ids: np.ndarray) -> np.ndarray:
     """What `head_1` says: float32 (B, T, V)."""
     return ops.convert_to_numpy(ops.cast(model(token_ids)["head_1"], "float32"))
-
-
-def padded(prompts: Sequence[Sequence[int]]) -> np.ndarray:
-    """int32 (B, T), zeros behind the shorter ones."""
-    ids = np.zeros((len(prompts), max(map(len, prompts))), "int32")
-    for row, prompt in zip(ids, prompts, strict=True):
-        row[: len(prompt)] = prompt
-    return ids
 
 
 def asked(program: str, places: Sequence[Path], questions: Arrays) -> dict[str, np.ndarray]:
