@@ -1,0 +1,174 @@
+"""Several devices on JAX: Keras' own `keras.distribution`, in one process or in several.
+
+    data                DataParallel: every device has all weights and some rows of a batch
+    data x model        ModelParallel: weights are split over `model` devices, see `_layout`
+
+The trunk reads a batch as one long row (models/training_view.py) and the loss goes through rows in an order of its own
+(losses.py): left to itself, XLA would bring all rows to every device for either. So both are run by `jax.shard_map` over
+the batch's axis: a device sees its own rows and nothing else. The model's axis stays XLA's.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from keras_mtp.backend.group import Group
+from keras_mtp.errors import UserError
+
+BATCH, MODEL = "batch", "model"  # the mesh's axes
+
+
+class JaxGroup(Group):
+    """See `Group`.
+
+    Raises:
+        UserError: there are not so many devices, or some process would have none.
+    """
+
+    def __init__(self, data: int, model: int):
+        super().__init__(data, model)
+        _initialise()
+        import jax
+
+        self.process, self.processes = jax.process_index(), jax.process_count()
+        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+        self._require(len(devices))
+        self.keras = _distribution([f"{d.platform}:{d.id}" for d in devices[: data * model]], data, model)
+
+    def _require(self, devices: int) -> None:
+        wanted = self.data * self.model
+        if wanted > devices or (self.processes > 1 and wanted != devices):
+            raise UserError(
+                "`distribution.data` times `distribution.model` must be the number of devices. Received: "
+                f"{self.data} x {self.model}, and {devices} devices in {self.processes} processes."
+            )
+        if self.data % self.processes and self.processes % self.data:
+            raise UserError(
+                "`distribution.data` must divide the number of processes or be a multiple of it. Received: "
+                f"{self.data}, and {self.processes} processes."
+            )
+
+    @staticmethod
+    def launched() -> bool:
+        return bool(_address())
+
+    def scope(self) -> contextlib.AbstractContextManager:
+        return self.keras.scope()
+
+    def distributed(self, arrays: Any) -> Any:
+        import jax
+
+        def placed(array):
+            layout = self.keras.get_data_layout(array.shape).backend_layout
+            return jax.make_array_from_process_local_data(layout, np.asarray(array))
+
+        return jax.tree.map(placed, arrays)
+
+    def by_rows(self, function: Callable, *, summed: bool = False) -> Callable:
+        if self.data == 1:
+            return function
+        import jax
+        from jax.sharding import PartitionSpec
+
+        def of_one_device(*tensors):
+            found = function(*tensors)
+            return jax.lax.psum(found, BATCH) if summed else found
+
+        rows = PartitionSpec(BATCH)
+        split = jax.shard_map(
+            of_one_device,
+            mesh=self.keras.device_mesh.backend_mesh,
+            in_specs=rows,
+            out_specs=PartitionSpec() if summed else rows,
+            axis_names={BATCH},
+            check_vma=False,  # a loop's carry begins as zeros, alike on all devices, and ends different on each
+        )
+
+        def apply(*tensors):
+            # A batch that cannot be split evenly is computed by every device, for instance Keras' symbolic one.
+            return (function if tensors[0].shape[0] % self.data else split)(*tensors)
+
+        return apply
+
+    def whole(self, tensor: Any) -> np.ndarray:
+        import jax
+        from jax.experimental import multihost_utils
+
+        if not isinstance(tensor, jax.Array) or tensor.is_fully_addressable or tensor.is_fully_replicated:
+            return np.asarray(tensor)
+        return np.asarray(multihost_utils.process_allgather(tensor, tiled=True))
+
+    def from_chief(self, data: bytes) -> bytes:
+        if self.processes == 1:
+            return data
+        from jax.experimental import multihost_utils
+
+        size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
+        content = np.zeros(size, "uint8")
+        if self.is_chief:
+            content[:] = np.frombuffer(data, "uint8")
+        return np.asarray(multihost_utils.broadcast_one_to_all(content)).tobytes()
+
+    def largest(self, number: int) -> int:
+        if self.processes == 1:
+            return number
+        from jax.experimental import multihost_utils
+
+        return int(np.max(multihost_utils.process_allgather(np.int32(number))))
+
+    def explained(self, error: BaseException) -> BaseException:
+        import jax
+
+        if self.processes == 1 or not isinstance(error, jax.errors.JaxRuntimeError):
+            return error
+        if "RESOURCE_EXHAUSTED" in str(error):
+            return error
+        return UserError(
+            "All processes of a run must stay until its end, and one has gone: see what it said last. Start all of them again: the "
+            f"same command, with --run, goes on from the newest snapshot. JAX says: {error!s:.200}"
+        )
+
+    def leave(self, *, failed: bool) -> None:
+        if failed and self.processes > 1:
+            # JAX would wait at the end for the others, for minutes, and they for this process.
+            from keras_mtp import backend
+
+            backend.end_at_once()
+
+
+def _address() -> str | None:
+    return os.environ.get("JAX_COORDINATOR_ADDRESS") or os.environ.get("KERAS_DISTRIBUTION_JOB_ADDRESSES")
+
+
+def _initialise() -> None:
+    """Joins the other processes, if this one was started as one of several: as its variables say, or its cluster's."""
+    import jax
+    import keras
+
+    if jax.distributed.is_initialized():
+        return
+    count, number = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
+    try:
+        keras.distribution.initialize(
+            os.environ.get("JAX_COORDINATOR_ADDRESS"),
+            None if count is None else int(count),
+            None if number is None else int(number),
+        )
+    except ValueError as error:
+        if _address():  # else there is no cluster that JAX knows
+            raise UserError(
+                f"The processes must be told where the first one is, how many they are and which each is. Received: {error} Set "
+                "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."
+            ) from error
+
+
+def _distribution(names: list[str], data: int, model: int) -> Any:
+    import keras
+
+    mesh = keras.distribution.DeviceMesh
+    if model == 1:
+        return keras.distribution.DataParallel(mesh((data,), [BATCH], names), auto_shard_dataset=False)
+    raise UserError("`distribution.model` is to come.")
