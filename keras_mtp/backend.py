@@ -6,6 +6,7 @@ and itself imports neither Keras nor a backend.
 
 import contextlib
 import ctypes
+import functools
 import importlib.util
 import os
 import sys
@@ -120,6 +121,17 @@ def _keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, -1)
 
 
+def return_freed_memory() -> None:
+    """Gives the system what was freed, between two phases of a run.
+
+    A phase asks for blocks of other sizes than the one before and hardly finds room among what that has freed: on JAX, a
+    run that answers test items before it trains would keep what both have taken, the larger and the smaller.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError, OSError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 def _cache_folder() -> Path:
     if sys.platform == "darwin":
         parent = "~/Library/Caches"
@@ -131,7 +143,9 @@ def _cache_folder() -> Path:
 # What follows needs Keras, and therefore comes after `select`.
 
 
-def compiled(function: Callable, variables: Sequence, *, xla: bool = False) -> Callable:
+def compiled(
+    function: Callable, variables: Sequence, *, xla: bool = False, consumed: Sequence[int] = ()
+) -> Callable:
     """`function` as the backend runs it fastest without gradients: jitted by JAX, traced by TensorFlow, plain in torch.
 
     Args:
@@ -140,6 +154,8 @@ def compiled(function: Callable, variables: Sequence, *, xla: bool = False) -> C
             constants of the program, copied into it and never updated.
         xla: have TensorFlow compile it too. A loop that writes a little into a large tensor needs it: without, the
             tensor is copied in every turn.
+        consumed: places of arguments that nobody looks at after a call. JAX then writes results into their memory, where it
+            would else hold both at once; torch changes what is to be changed in place anyway.
 
     Returns:
         A function of the same arguments (NumPy arrays are welcome) that sees the variables as they are at each call.
@@ -148,7 +164,7 @@ def compiled(function: Callable, variables: Sequence, *, xla: bool = False) -> C
 
     name = keras.config.backend()
     if name == "jax":
-        return _jax_compiled(function, variables)
+        return _jax_compiled(function, variables, consumed)
     if name == "tensorflow":
         import tensorflow as tf
 
@@ -411,13 +427,13 @@ def matmul(a, b, *, transpose_b: bool = False):
     return keras.ops.matmul(a, keras.ops.transpose(b) if transpose_b else b)
 
 
-def _jax_compiled(function: Callable, variables: Sequence) -> Callable:
+def _jax_compiled(function: Callable, variables: Sequence, consumed: Sequence[int]) -> Callable:
     import jax
     import keras
 
     variables = list({id(v): v for v in variables}.values())
 
-    @jax.jit
+    @functools.partial(jax.jit, donate_argnums=tuple(1 + place for place in consumed))
     def stateless(values, *arguments):
         with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
             return function(*arguments)

@@ -51,12 +51,17 @@ def before_training(
     Raises:
         UserError: it does not fit, and `training.memory_check` is on.
     """
-    full = workload(
-        recipe,
-        base,
-        training=training_positions(recipe, training, longest(recipe, training)),
-        held_out=held_out_positions(recipe, held_out),
-        cache=answered.cache_shape(),
+    lengths = padded_lengths(recipe, training)
+    full = dataclasses.replace(
+        workload(
+            recipe,
+            base,
+            training=training_positions(recipe, training, max(lengths)),
+            held_out=held_out_positions(recipe, held_out),
+            cache=answered.cache_shape(),
+        ),
+        lengths=len(lengths),
+        judged_lengths=len({*_judged_lengths(held_out)}),
     )
     return _checked(recipe, full, clock)
 
@@ -102,13 +107,13 @@ def workload(
     )
 
 
-def longest(recipe: Recipe, examples: Sequence[Encoded]) -> int:
-    """The padded length of the longest batch that the run's stages will see, in tokens per row."""
+def padded_lengths(recipe: Recipe, examples: Sequence[Encoded]) -> set[int]:
+    """Tokens per row of the batches that the run's stages will see."""
     training, heads = recipe.training, recipe.heads
     stages = {"heads" if recipe.heads_alone else "joint": training.steps}
     if heads.count and heads.warmup_steps and not recipe.heads_alone:
         stages["warmup"] = heads.warmup_steps
-    found = 0
+    found: set[int] = set()
     for purpose, steps in stages.items():
         batches = Batches(
             examples,
@@ -119,7 +124,7 @@ def longest(recipe: Recipe, examples: Sequence[Encoded]) -> int:
             seed=training.seed,
             purpose=purpose,
         )
-        found = max(found, *(batches.padded_length(batches.step_examples(step)) for step in range(steps)))
+        found |= {batches.padded_length(batches.step_examples(step)) for step in range(steps)}
     return found
 
 
@@ -130,8 +135,11 @@ def training_positions(recipe: Recipe, examples: Sequence[Encoded], tokens: int)
 
 def held_out_positions(recipe: Recipe, examples: Sequence[Encoded]) -> Positions:
     """Of the largest batch of held-out examples."""
-    tokens = bucket_lengths(np.array([len(item.ids) for item in examples]), BUCKETS)[-1]
-    return _positions(recipe, examples, recipe.evaluation.batch_size, int(tokens))
+    return _positions(recipe, examples, recipe.evaluation.batch_size, max(_judged_lengths(examples)))
+
+
+def _judged_lengths(examples: Sequence[Encoded]) -> list[int]:
+    return [int(n) for n in bucket_lengths(np.array([len(item.ids) for item in examples]), BUCKETS)]
 
 
 def _positions(recipe: Recipe, examples: Sequence[Encoded], rows: int, tokens: int) -> Positions:

@@ -25,8 +25,12 @@ from keras_mtp.tuning import PREFIXES, methods
 FACTORS = Path(__file__).with_name("memory_factors.toml")
 PARTS = (
     *("weights", "trained", "optimizer", "gradients", "best", "activations", "scores"),
-    *("block", "logits", "states", "reading", "cache", "saved"),
+    *("block", "logits", "states", "reading", "cache", "left", "saved", "compiled"),
 )
+READ_TOKENS = 64  # of a prompt in one pass; `generation/decoding.py` reads so many
+READ_SLOTS = 128  # of a cache looked at together; `generation/attention.py` does
+_ANSWERING = 4  # programs that make answers: of a prefix, of prompts, of a first token, of all others
+_PROGRAM = 2**20  # bytes of a compiled block; what is really kept, a factor says
 _FLOAT32 = 4  # bytes; trained weights, their gradients and optimizer, norms and softmax always are
 
 
@@ -47,6 +51,7 @@ class Workload:
         snapshots: whether copies of what is trained are written while training goes on.
         chunk_rows: rows whose logits exist at the same time.
         cache_rows, cache_slots: of the key-value cache that answers are made with; 0 for none.
+        lengths, judged_lengths: to which batches are padded, of the training and of the held-out examples; each is a program.
     """
 
     sizes: Sizes
@@ -72,6 +77,8 @@ class Workload:
     snapshots: bool = False
     cache_rows: int = 0
     cache_slots: int = 0
+    lengths: int = 1
+    judged_lengths: int = 1
 
     @property
     def full(self) -> bool:
@@ -176,7 +183,7 @@ def counted(workload: Workload) -> dict[str, dict[str, float]]:
         "evaluation": _passing(w, w.held_out),
     }
     if w.cache_rows:
-        phases["generation"] = {"cache": _cache(w)}
+        phases["generation"] = _answering(w)
     if w.heads and w.warmup:
         phases["warm-up"] = _stage(w, trunk=False, tuned=w.head_weights)
     tuned = 0 if w.heads_alone else w.added_weights + w.full * w.trunk_weights
@@ -186,7 +193,25 @@ def counted(workload: Workload) -> dict[str, dict[str, float]]:
         "optimizer": phases["training"]["optimizer"],
         "saved": _copied(w, tuned),
     }
-    return {name: kept | parts for name, parts in phases.items()}
+    return {name: kept | {"compiled": _compiled(w, name)} | parts for name, parts in phases.items()}
+
+
+def _compiled(w: Workload, phase: str) -> float:
+    """Programs that have been compiled when a phase ends; none is ever given up."""
+    done = w.judged_lengths if phase != "loading" else 0
+    done += _ANSWERING * bool(w.cache_rows) if phase not in ("loading", "evaluation") else 0
+    done += w.lengths if phase == "warm-up" else 0
+    done += w.lengths * (1 + bool(w.heads and w.warmup)) if phase in ("training", "saving") else 0
+    return _PROGRAM * (w.sizes.num_layers + w.heads) * done
+
+
+def _answering(w: Workload) -> dict[str, float]:
+    """The cache, and what a pass over some tokens of every prompt takes."""
+    read = Positions(rows=w.cache_rows, own=READ_TOKENS, kept=READ_SLOTS - READ_TOKENS)
+    return _passing(w, read) | {
+        "cache": _cache(w),
+        "logits": _FLOAT32 * w.cache_rows * w.sizes.vocabulary_size,
+    }
 
 
 def _stage(w: Workload, *, trunk: bool, tuned: int) -> dict[str, float]:
@@ -208,6 +233,7 @@ def _stage(w: Workload, *, trunk: bool, tuned: int) -> dict[str, float]:
         "gradients": _FLOAT32 * tuned + w.full * trunk * table,
         "best": _FLOAT32 * tuned * 3 * w.keep_best * trunk,
         "saved": _copied(w, tuned) * w.snapshots,
+        "left": _cache(w),  # by the answers before, among what was freed
     }
 
 

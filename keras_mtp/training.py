@@ -256,6 +256,7 @@ def _fit(
     losses = head_losses(model.backbone.token_embedding, stage.loss_weights)
     stage.view.compile(optimizer=stage.optimizer, loss=losses, loss_weights=stage.loss_weights)
     backend.build_for_fit(stage.view, dict.fromkeys(losses, stage.view.backbone.hidden_dim))
+    backend.return_freed_memory()
     for first, steps, epochs in _stretches(taken.done, stage):
         stage.view.fit(
             backend.fit_input(batches.after(first)),
