@@ -34,10 +34,7 @@ def select(name: str | None = None) -> str:
     Raises:
         UserError: unknown, not installed, or Keras already runs on another one.
     """
-    name, origin = (name, "--backend") if name else (os.environ.get("KERAS_BACKEND"), "KERAS_BACKEND")
-    name = name or _first_installed()
-    if name not in BACKENDS:
-        raise UserError(f"`{origin}` must be one of {', '.join(BACKENDS)}. Received: {origin}={name}.")
+    name = chosen(name)
     if importlib.util.find_spec(name) is None:
         raise UserError(f'The backend {name} is not installed. Run: pip install "keras_mtp[{name}]"')
     if "keras" in sys.modules and (running := sys.modules["keras"].backend.backend()) != name:
@@ -49,6 +46,19 @@ def select(name: str | None = None) -> str:
     _set_defaults(name)
     if name != "tensorflow":
         _keep_freed_memory()
+    return name
+
+
+def chosen(name: str | None = None) -> str:
+    """The backend that `select` would take; it need not be installed if it was named.
+
+    Raises:
+        UserError: unknown.
+    """
+    name, origin = (name, "--backend") if name else (os.environ.get("KERAS_BACKEND"), "KERAS_BACKEND")
+    name = name or _first_installed()
+    if name not in BACKENDS:
+        raise UserError(f"`{origin}` must be one of {', '.join(BACKENDS)}. Received: {origin}={name}.")
     return name
 
 

@@ -13,9 +13,7 @@ import keras
 from keras import ops
 
 from keras_mtp import backend
-
-# Logits of so many rows stay in a CPU's cache. An accelerator wants more at a time: each chunk waits for the one before.
-CHUNK_ROWS, CHUNK_ROWS_ON_ACCELERATOR = 128, 1024
+from keras_mtp.at_once import CHUNK_ROWS, CHUNK_ROWS_ON_ACCELERATOR
 
 
 class LinearCrossEntropy(keras.losses.Loss):

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from keras_mtp.at_once import CHUNK, PREFILL
 from keras_mtp.flops import Positions, Sizes
 from keras_mtp.tuning import PREFIXES, methods
 
@@ -27,8 +28,6 @@ PARTS = (
     *("weights", "trained", "optimizer", "gradients", "best", "activations", "scores"),
     *("block", "logits", "states", "reading", "cache", "left", "saved", "compiled"),
 )
-READ_TOKENS = 64  # of a prompt in one pass; `generation/decoding.py` reads so many
-READ_SLOTS = 128  # of a cache looked at together; `generation/attention.py` does
 _ANSWERING = 4  # programs that make answers: of a prefix, of prompts, of a first token, of all others
 _PROGRAM = 2**20  # bytes of a compiled block; what is really kept, a factor says
 _FLOAT32 = 4  # bytes; trained weights, their gradients and optimizer, norms and softmax always are
@@ -207,7 +206,7 @@ def _compiled(w: Workload, phase: str) -> float:
 
 def _answering(w: Workload) -> dict[str, float]:
     """The cache, and what a pass over some tokens of every prompt takes."""
-    read = Positions(rows=w.cache_rows, own=READ_TOKENS, kept=READ_SLOTS - READ_TOKENS)
+    read = Positions(rows=w.cache_rows, own=PREFILL, kept=CHUNK - PREFILL)
     return _passing(w, read) | {
         "cache": _cache(w),
         "logits": _FLOAT32 * w.cache_rows * w.sizes.vocabulary_size,

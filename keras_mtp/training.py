@@ -25,8 +25,9 @@ import keras
 from keras_mtp import backend
 from keras_mtp.callbacks import BestHeldOut, HeldOut, Plateau, StepLog
 from keras_mtp.checkpoint import trained_variables
-from keras_mtp.data.batches import Batches, shared_tokens
+from keras_mtp.data.batches import Batches
 from keras_mtp.data.encoding import Encoded
+from keras_mtp.data.lengths import shared_tokens
 from keras_mtp.errors import UserError
 from keras_mtp.evaluation import HeldOutEvaluation
 from keras_mtp.losses import LinearCrossEntropy

@@ -51,7 +51,7 @@ from tools.benchmarks.screen import console
 
 FEW_STEPS = (
     *("training.steps=2", "heads.warmup_steps=1", "training.compile=false", "data.buckets=1"),
-    *("evaluation.limit=4", "evaluation.test_limit=0", "evaluation.batch_size=4"),
+    *("evaluation.limit=1", "evaluation.test_limit=0", "evaluation.batch_size=4"),
 )
 PROGRAM_BYTES = 3e8  # what the program itself is drawn towards
 PULL = (
@@ -71,7 +71,7 @@ class Case:
     fit: bool = True
 
 
-ANSWERS = "evaluation.test_limit=2 evaluation.max_new_tokens=24"
+ANSWERS = "evaluation.test_limit=1 evaluation.max_new_tokens=24"
 CASES = (
     Case("prefix, 4 x 128", "heads.count=0 training.batch_size=4 data.max_tokens=128"),
     Case(
@@ -80,12 +80,12 @@ CASES = (
     ),
     Case("full, 4 x 192", "heads.count=0 tuning.method=full training.batch_size=4 data.max_tokens=192"),
     Case(
-        "prefix, a head, bfloat16, answers, 16 x 192",
-        f"heads.count=1 training.dtype=mixed_bfloat16 training.batch_size=16 data.max_tokens=192 {ANSWERS}",
+        "prefix, a head, bfloat16, answers, 8 x 192",
+        f"heads.count=1 training.dtype=mixed_bfloat16 training.batch_size=8 data.max_tokens=192 {ANSWERS}",
     ),
     Case(
-        "prefix, a head, remat, 16 x 256",
-        "heads.count=1 training.remat=true training.batch_size=16 data.max_tokens=256",
+        "prefix, a head, remat, 12 x 192",
+        "heads.count=1 training.remat=true training.batch_size=12 data.max_tokens=192",
     ),
     Case(
         "lora, 4 x 256, answers",
@@ -94,8 +94,8 @@ CASES = (
     Case("prefix, a head, 8 x 256", "heads.count=1 training.batch_size=8 data.max_tokens=256"),
     Case(
         "gsm8k as it is, fewer steps",
-        "training.steps=12 heads.warmup_steps=4 data.buckets=0 evaluation.limit=32 evaluation.batch_size=32 "
-        "evaluation.every=12 evaluation.test_limit=2 evaluation.max_new_tokens=200",
+        "training.steps=6 heads.warmup_steps=3 data.buckets=0 evaluation.limit=32 evaluation.batch_size=32 "
+        "evaluation.test_limit=1 evaluation.max_new_tokens=200",
         fit=False,
     ),
     Case(
@@ -120,8 +120,8 @@ CASES = (
         fit=False,
     ),
     Case(
-        "prefix, 2 heads, remat, answers, 16 x 192",
-        f"heads.count=2 training.remat=true training.batch_size=16 data.max_tokens=192 {ANSWERS}",
+        "prefix, 2 heads, remat, 8 x 256",
+        "heads.count=2 training.remat=true training.batch_size=8 data.max_tokens=256",
         fit=False,
     ),
     Case(
@@ -166,7 +166,7 @@ def run_one(wanted: Mapping[str, Any]) -> dict[str, Any]:
     backend.select(wanted["backend"])
     import keras
 
-    from keras_mtp import memory, memory_plan, pipeline
+    from keras_mtp import memory, pipeline
     from keras_mtp.recipe import apply_overrides, load_recipe
 
     class Follow(keras.callbacks.Callback):

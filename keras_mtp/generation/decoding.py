@@ -15,12 +15,11 @@ import keras
 from keras import ops
 
 from keras_mtp import backend
+from keras_mtp.at_once import PREFILL
 from keras_mtp.generation.acceptance import agreeing, yielded
 from keras_mtp.generation.cached_forward import Cache, CachedForward, Weights, at_slots
 from keras_mtp.generation.drafting import drafted
 from keras_mtp.generation.merged_kernels import MergedKernels
-
-PREFILL = 64  # tokens of a prompt read in one pass
 
 Choose = Callable[[Any, Any], Any]  # logits (B, R, V), uniforms (B, R) -> token ids (B, R)
 
