@@ -189,6 +189,22 @@ def compiled(
     return without_gradients
 
 
+def from_numpy(array):
+    """A tensor of an array, which must not be changed afterwards: torch takes its memory over, bfloat16 too."""
+    import keras
+
+    if keras.config.backend() != "torch":
+        return keras.ops.convert_to_tensor(array)
+    import numpy as np
+    import torch
+    from keras.src.backend.torch.core import get_device, to_torch_dtype
+
+    bits = np.ascontiguousarray(array)
+    if array.dtype == "bfloat16":
+        bits = bits.view("int16")
+    return torch.from_numpy(bits).view(to_torch_dtype(array.dtype.name)).to(get_device())
+
+
 def tensorflow():
     """TensorFlow itself, for what only it can do: `export/` writes and reads its file format. Keras need not be there."""
     with quiet_imports():
@@ -435,6 +451,90 @@ def matmul(a, b, *, transpose_b: bool = False):
 
         return tf.matmul(a, b, transpose_b=True)
     return keras.ops.matmul(a, keras.ops.transpose(b) if transpose_b else b)
+
+
+def frozen_matmul(x, make: Callable, parts: Sequence):
+    """`x @ make(*parts)` with a gradient for `x` alone, `make`'s matrix being made again for it instead of kept.
+
+    Every backend would make it much too early (it needs nothing but weights), and JAX and TensorFlow keep the one of the
+    forward pass for the backward pass, since both are the same to them: all of a model's at a time. So it waits for `x`,
+    and the second one for what comes back.
+
+    Args:
+        x: (N, K). parts: tensors; they get no gradient. make: gives (K, M) in the dtype of `x`.
+
+    Returns:
+        (N, M).
+    """
+    import keras
+
+    name = keras.config.backend()
+    make_product = {
+        "jax": _jax_frozen_matmul,
+        "tensorflow": _tensorflow_frozen_matmul,
+        "torch": _torch_frozen_matmul,
+    }
+    return make_product[name](x, make, tuple(parts))
+
+
+def _jax_frozen_matmul(x, make: Callable, parts: tuple):
+    import jax
+
+    @jax.custom_vjp
+    def product(x, parts):
+        return x @ make(*not_before(x, parts))
+
+    def backward(parts, gradient):
+        return gradient @ make(*not_before(gradient, parts)).T, None
+
+    product.defvjp(lambda x, parts: (product(x, parts), parts), backward)
+    return product(x, parts)
+
+
+def _tensorflow_frozen_matmul(x, make: Callable, parts: tuple):
+    import tensorflow as tf
+
+    @tf.custom_gradient
+    def product(x):
+        def backward(gradient):
+            return matmul(gradient, make(*not_before(gradient, parts)), transpose_b=True)
+
+        return tf.matmul(x, make(*not_before(x, parts))), backward
+
+    return product(x)
+
+
+def _torch_frozen_matmul(x, make: Callable, parts: tuple):
+    import torch
+
+    class Product(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, *parts):
+            ctx.save_for_backward(*parts)
+            return x @ make(*parts)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient @ make(*ctx.saved_tensors).T, *(None for _ in parts)
+
+    return Product.apply(x, *parts)
+
+
+def not_before(x, parts: Sequence) -> Sequence:
+    """`parts`, tensors, of which nothing is made before `x` is there. torch works in order anyway."""
+    import keras
+
+    name = keras.config.backend()
+    if name == "jax":
+        import jax
+
+        return jax.lax.optimization_barrier((tuple(parts), x))[0]
+    if name == "tensorflow":
+        import tensorflow as tf
+
+        with tf.control_dependencies([x]):
+            return tuple(tf.identity(part) for part in parts)
+    return parts
 
 
 def _jax_compiled(function: Callable, variables: Sequence, consumed: Sequence[int]) -> Callable:

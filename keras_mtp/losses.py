@@ -7,6 +7,8 @@ section 3.2; Cut Cross-Entropy, arXiv 2411.09009). Rows with weight 0 (prompt, p
 reached. N = B*T rows, D hidden size, V vocabulary.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import keras
@@ -14,6 +16,7 @@ from keras import ops
 
 from keras_mtp import backend
 from keras_mtp.at_once import CHUNK_ROWS, CHUNK_ROWS_ON_ACCELERATOR
+from keras_mtp.quantised import Quantised, dequantised, is_quantised
 
 
 class LinearCrossEntropy(keras.losses.Loss):
@@ -23,7 +26,8 @@ class LinearCrossEntropy(keras.losses.Loss):
 
     Args:
         unembedding: the backbone's `token_embedding`, a built Keras `ReversibleEmbedding`, tied or not.
-        trained: whether this loss trains the unembedding. Only `head_1`'s may, and only if the trunk is trained.
+        trained: whether this loss trains the unembedding. Only `head_1`'s may, and only if the trunk is trained. One that is
+            quantised is never trained.
         chunk_rows: int. Rows whose logits exist at the same time; None for 128 on a CPU, 1,024 on an accelerator.
         reduction: "sum" (weights are normalised already, as `keras_mtp.data.batches` does) or
             "mean_with_sample_weight" (weighted sum over the sum of the weights).
@@ -75,14 +79,25 @@ class LinearCrossEntropy(keras.losses.Loss):
         hidden, targets, weights = _as_rows(y_true, y_pred, sample_weight)
         if self.reduction == "mean_with_sample_weight":
             weights = ops.divide_no_nan(weights, ops.sum(weights))
-        kernel = unembedding_kernel(self.unembedding, hidden.dtype)
+        parts, make = _unembedding(self.unembedding, hidden.dtype)
         tied = self.unembedding.tie_weights
-        return _weighted_nats(hidden, kernel, targets, weights, tied, self.trained, self.chunk_rows)
+        trained = self.trained and not is_quantised(self.unembedding)
+        return _weighted_nats(hidden, parts, make, targets, weights, tied, trained, self.chunk_rows)
 
 
 def unembedding_kernel(layer: keras.layers.Layer, dtype: str):
     """The unembedding of a `ReversibleEmbedding` in `dtype`: (V, D) when tied to the embedding, (D, V) when not."""
-    return ops.cast(layer.embeddings if layer.tie_weights else layer.reverse_embeddings, dtype)
+    parts, make = _unembedding(layer, dtype)
+    return make(*parts)
+
+
+def _unembedding(layer: keras.layers.Layer, dtype: str) -> tuple[tuple, Callable]:
+    """`(parts, make)`: what is stored of the unembedding, and what makes the matrix of it."""
+    if is_quantised(layer):
+        stored = Quantised.of_unembedding(layer)
+        return stored.parts, partial(dequantised, layout=stored.layout, dtype=dtype)
+    kernel = ops.cast(layer.embeddings if layer.tie_weights else layer.reverse_embeddings, dtype)
+    return (kernel,), lambda kernel: kernel
 
 
 def score_rows(y_true, y_pred, sample_weight, unembedding, chunk_rows: int | None = None):
@@ -185,8 +200,12 @@ def _softmax(logits, targets):
     return ops.squeeze(ops.log(total) + largest - target, -1), powers, total
 
 
-def _weighted_nats(hidden, kernel, targets, weights, tied: bool, trained: bool, size: int):
-    """Sum of weight * nats, differentiable in `hidden` and, if `trained`, in `kernel`.
+def _weighted_nats(
+    hidden, parts: tuple, make: Callable, targets, weights, tied: bool, trained: bool, size: int
+):
+    """Sum of weight * nats, differentiable in `hidden` and, if `trained`, in the kernel, which is then the only part.
+
+    A kernel that is made of its parts is made when the hidden states are there, and nothing holds it for the backward pass.
 
     The gradient with respect to the logits is weight * (softmax - one_hot(target)). For the hidden states its second
     part is never made: what it contributes is the target's own row of the kernel.
@@ -194,7 +213,9 @@ def _weighted_nats(hidden, kernel, targets, weights, tied: bool, trained: bool, 
 
     # Both tensors that gradients are for are arguments: on TensorFlow one captured by closure gets none, silently.
     @ops.custom_gradient
-    def forward(hidden, kernel):
+    def forward(hidden, *parts):
+        kernel = make(*parts) if len(parts) == 1 else make(*backend.not_before(hidden, parts))
+        kernel_shape, kernel_dtype = kernel.shape, kernel.dtype
         rows = _Rows(hidden, targets, weights, size)
 
         def body(i, state):
@@ -217,7 +238,7 @@ def _weighted_nats(hidden, kernel, targets, weights, tied: bool, trained: bool, 
         start = (
             ops.zeros((), "float32"),
             ops.zeros_like(hidden),
-            ops.zeros(kernel.shape if trained else (), "float32"),
+            ops.zeros(kernel_shape if trained else (), "float32"),
         )
         loss, d_hidden, d_kernel = ops.fori_loop(0, rows.chunks, body, start)
 
@@ -226,11 +247,13 @@ def _weighted_nats(hidden, kernel, targets, weights, tied: bool, trained: bool, 
             if upstream is None:
                 (upstream,) = args
             to_hidden = backend.scaled_once(d_hidden, ops.cast(upstream, d_hidden.dtype))
-            return to_hidden, ops.cast(upstream * d_kernel, kernel.dtype) if trained else None
+            if trained:
+                return to_hidden, ops.cast(upstream * d_kernel, kernel_dtype)
+            return to_hidden, *(None for _ in parts)
 
         return loss, gradient
 
-    return forward(hidden, kernel)
+    return forward(hidden, *parts)
 
 
 def _kernel_gradient(chunk: _Chunk, softmax, tied: bool):

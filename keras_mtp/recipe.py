@@ -73,7 +73,8 @@ class ModelRecipe(_Table):
     _path: ClassVar[str] = "model."
     name: str = field(
         "smollm2-135m",
-        "A Llama: smollm2-135m, a GGUF file, a model's folder, hf://org/name, or a keras-hub preset.",
+        "A Llama: smollm2-135m, a GGUF file, a model's folder, hf://org/name, a keras-hub preset, or random:NAME, the shape of "
+        "a published model (llama3.2_1b, llama3.2_3b, smollm2_135m) with random weights, to try what it would take.",
     )
     dtype: str = field(
         "float32",
@@ -81,6 +82,14 @@ class ModelRecipe(_Table):
         "which they are stored in bfloat16 whatever this says: frozen, they would be rounded at every use. With "
         "tuning.method=full they are stored in float32: in bfloat16 most steps would be rounded away.",
         choices=("float32", "bfloat16"),
+    )
+
+    quantize: str = field(
+        "none",
+        "Store the model's matrices in Keras' int8 (a quarter of float32's memory) or int4 (a sixth), embeddings included; "
+        "what is trained stays float32. What is computed with is not rounded, so a matrix is made floating-point, one at a time, "
+        "whenever it is used: a step takes longer, most of all with int4. Not with tuning.method=full.",
+        choices=("none", "int8", "int4"),
     )
 
 
@@ -470,6 +479,11 @@ class Recipe(_Table):
                 "`model.dtype` must be float32 with `tuning.method=full`: stored in bfloat16, weights lose most steps of "
                 "training to rounding. Received: model.dtype=bfloat16. training.dtype=mixed_bfloat16 computes in bfloat16 "
                 "all the same."
+            )
+        if "full" in self.tuning.methods and self.model.quantize != "none":
+            raise UserError(
+                "`model.quantize` must be none with `tuning.method=full`: int8 and int4 have no room for a step of training. "
+                f"Received: model.quantize={self.model.quantize}. Train a prefix or lora, or leave the model as it is."
             )
 
     def _check_heads_alone(self) -> None:

@@ -24,6 +24,7 @@ from keras_mtp.generation.attention import attend_filled
 from keras_mtp.generation.merged_kernels import MergedKernels
 from keras_mtp.layers.block import BlockWeights, Rotation, head_dim, run_block
 from keras_mtp.losses import unembedding_kernel
+from keras_mtp.quantised import embedded, is_quantised, unembedded
 
 Entry = list  # keys and values of one block, each (B, H, S, E)
 
@@ -146,7 +147,8 @@ class CachedForward:
         Returns:
             `(states, cache)`: head_1's normed states (B, R, D).
         """
-        states, cache = self._trunk(weights, self.backbone.token_embedding(token_ids), start, cache)
+        x = embedded(self.backbone.token_embedding, token_ids)
+        states, cache = self._trunk(weights, x, start, cache)
         return self.backbone.layer_norm(states), cache
 
     @property
@@ -171,7 +173,8 @@ class CachedForward:
         positions = _positions(start, width)
         tokens = []
         if head.reads_tokens:
-            embeddings = self.backbone.token_embedding(at_slots(ids, start + k - 1, width)[:, :, 0])
+            places = at_slots(ids, start + k - 1, width)[:, :, 0]
+            embeddings = embedded(self.backbone.token_embedding, places)
             no_token = positions < self.prefix_length  # as in training
             tokens = [ops.where(no_token[:, :, None], ops.zeros_like(embeddings), embeddings)]
         run = _Run(weights.heads[place], cache.heads[place], positions, self._rotation(positions))
@@ -181,7 +184,8 @@ class CachedForward:
 
     def logits(self, states):
         """(..., D) -> (..., V)."""
-        return self.backbone.token_embedding(states, reverse=True)
+        embedding = self.backbone.token_embedding
+        return unembedded(embedding, states) if is_quantised(embedding) else embedding(states, reverse=True)
 
     def likeliest(self, weights: Weights, states):
         """The likeliest token of the draft vocabulary: (B, R, D) -> int32 (B, R)."""

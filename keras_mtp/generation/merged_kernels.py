@@ -7,6 +7,8 @@ alike, which two programs that each add LoRA to a kernel need not give.
 import keras
 from keras import ops
 
+from keras_mtp.quantised import is_quantised
+
 
 class MergedKernels:
     """The kernels that LoRA changes, changed: as LoRA is when this is made, or was at the last `make`.
@@ -16,7 +18,9 @@ class MergedKernels:
     """
 
     def __init__(self, lora):
-        self.layers = [] if lora is None else [dense for _, _, dense in lora.adapted()]
+        # A quantised kernel is too small to take LoRA's changes, and merged as a float it would be large: they stay apart.
+        adapted = [] if lora is None else [dense for _, _, dense in lora.adapted()]
+        self.layers = [dense for dense in adapted if not is_quantised(dense)]
         self.variables = [
             keras.Variable(dense.kernel, dtype=dense.compute_dtype, trainable=False) for dense in self.layers
         ]

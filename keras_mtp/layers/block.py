@@ -17,6 +17,8 @@ from keras import ops
 
 from keras_mtp import backend
 from keras_mtp.layers.lora import inputs_of, projection
+from keras_mtp.quantised import Quantised, is_quantised
+from keras_mtp.tuning import PROJECTIONS
 
 # (query (B, N, H*G, E), key (B, N, H, E), value (B, N, H, E)) -> (B, N, H*G, E); query and key are rotated.
 Attend = Callable[[Any, Any, Any], Any]
@@ -52,7 +54,7 @@ class LowRank(NamedTuple):
     """A frozen matrix and its LoRA, kept apart: the gradient of their sum would cost as much as training the matrix.
 
     Args:
-        kernel: (inputs, outputs). a: (inputs, G * r). b: (r, outputs / G), scaled by alpha / r; G is 1, or the number of
+        kernel: (inputs, outputs), perhaps a `Quantised`. a: (inputs, G * r). b: (r, outputs / G), scaled by alpha / r; G is 1, or the number of
             attention heads, which share `b`.
     """
 
@@ -64,8 +66,8 @@ class LowRank(NamedTuple):
 class BlockWeights(NamedTuple):
     """What a block multiplies with, matrices in the compute dtype, so that one function runs every block.
 
-    A matrix is (inputs, outputs), heads flattened, or a `LowRank` where LoRA is trained. In place of the matrix stands the
-    layer itself where it is quantised: it is then called.
+    A matrix is (inputs, outputs), heads flattened; `Quantised` where it is int8 or int4; a `LowRank` where LoRA is trained. In
+    place of the matrix stands the layer itself where Keras quantised it otherwise: it is then called.
     """
 
     attention_scale: Any  # (D,), float32, as the other norm's
@@ -118,18 +120,34 @@ def _matrix(dense, inputs: int, merged=None):
 
     As one plain matrix product: torch runs Keras' einsum as a batched product of copies, at half the speed.
     """
-    if dense.quantization_mode is not None:
-        return dense
     dtype = dense.compute_dtype
     apart = dense.lora_enabled and merged is None
-    kernel = ops.cast(dense._kernel if apart else dense.kernel if merged is None else merged, dtype)
-    rows = math.prod(kernel.shape[:inputs])
-    kernel = ops.reshape(kernel, (rows, -1))
+    if is_quantised(dense) and merged is None:
+        kernel = Quantised.of_dense(dense, inputs)
+        rows = kernel.layout.shape[0]
+    elif dense.quantization_mode is not None and merged is None:
+        return dense
+    else:
+        kernel = ops.cast(dense._kernel if apart else dense.kernel if merged is None else merged, dtype)
+        rows = math.prod(kernel.shape[:inputs])
+        kernel = ops.reshape(kernel, (rows, -1))
     if not apart:
         return kernel
     scaled = dense.lora_alpha / dense.lora_rank * dense.lora_kernel_b
     a = ops.reshape(ops.cast(dense.lora_kernel_a, dtype), (rows, -1))
     return LowRank(kernel, a, ops.cast(scaled, dtype))
+
+
+def copy_weights(block, other) -> None:
+    """Gives one decoder block the weights of another, in floating point where that one is quantised."""
+    if not any(is_quantised(projection(block, name)) for name in PROJECTIONS):
+        other.set_weights(block.get_weights())
+        return
+    for name in PROJECTIONS:
+        dense, kernel = projection(block, name), projection(other, name)._kernel
+        kernel.assign(ops.reshape(Quantised.of_dense(dense, inputs_of(name)).kernel("float32"), kernel.shape))
+    for norm in ("_self_attention_layernorm", "_feedforward_layernorm"):
+        getattr(other, norm).scale.assign(getattr(block, norm).scale)
 
 
 def run_block(weights: BlockWeights, x, rotation: Rotation, attend: Attend):
@@ -142,34 +160,38 @@ def run_block(weights: BlockWeights, x, rotation: Rotation, attend: Attend):
     def project(h, weight):
         if isinstance(weight, keras.layers.Layer):
             return weight(h)
-        heads = _kernel(weight).shape[1] // weights.head_dim
+        heads = _sizes(weight)[1] // weights.head_dim
         return ops.reshape(_product(h, weight), (*shape, heads, weights.head_dim))
 
     h = _norm(x, weights.attention_scale, weights.epsilon)
     query, key, value = (project(h, w) for w in (weights.query, weights.key, weights.value))
     attended = attend(rotation(query), rotation(key), value)
     if not isinstance(weights.output, keras.layers.Layer):
-        attended = ops.reshape(attended, (*shape, _kernel(weights.output).shape[0]))
+        attended = ops.reshape(attended, (*shape, _sizes(weights.output)[0]))
     x = x + _product(attended, weights.output)
     h = _norm(x, weights.feedforward_scale, weights.epsilon)
     gate = ops.silu(ops.cast(_product(h, weights.gate), "float32"))  # in float32, as keras-hub does
     return x + _product(_product(h, weights.up) * ops.cast(gate, h.dtype), weights.down)
 
 
-def _kernel(weight):
-    return weight.kernel if isinstance(weight, LowRank) else weight
+def _sizes(weight) -> tuple[int, int]:
+    """(inputs, outputs)."""
+    kernel = weight.kernel if isinstance(weight, LowRank) else weight
+    return kernel.layout.shape if isinstance(kernel, Quantised) else kernel.shape
 
 
 def _product(x, weight):
     if isinstance(weight, keras.layers.Layer):
         return weight(x)
+    if isinstance(weight, Quantised):
+        return weight.product(x)
     if not isinstance(weight, LowRank):
         return ops.matmul(x, weight)
     kernel, a, b = weight
     shape = tuple(ops.shape(x)[:2])
     groups = a.shape[1] // b.shape[0]
     low = ops.reshape(ops.matmul(x, a), (*shape, groups, b.shape[0]))
-    return ops.matmul(x, kernel) + ops.reshape(ops.matmul(low, b), (*shape, kernel.shape[1]))
+    return _product(x, kernel) + ops.reshape(ops.matmul(low, b), (*shape, _sizes(kernel)[1]))
 
 
 def _norm(x, scale, epsilon: float):

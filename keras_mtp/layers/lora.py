@@ -18,6 +18,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_mtp.quantised import is_quantised
 from keras_mtp.tuning import PROJECTIONS
 
 
@@ -28,7 +29,7 @@ class LoRA(keras.layers.Layer):
     the compute dtype. `MTPCausalLM` makes one from its own config.
 
     A `.keras` file holds kernels with LoRA merged into them, as Keras saves them, and beside them A and B: when it is
-    loaded, these are taken out of the kernels again, so that training can go on.
+    loaded, these are taken out of the kernels again, so that training can go on. Quantised kernels are saved as they are.
 
     Args:
         backbone: the keras-hub Llama backbone.
@@ -64,7 +65,9 @@ class LoRA(keras.layers.Layer):
         rng = np.random.default_rng([seed, *b"lora"])
         for _, name, dense in self.adapted():
             dense.enable_lora(rank, lora_alpha=alpha, a_initializer="zeros")
-            reach = 1 / math.sqrt(math.prod(dense.kernel.shape[: inputs_of(name)]))
+            if is_quantised(dense):
+                _keep_when_saved(dense)
+            reach = 1 / math.sqrt(math.prod(dense.lora_kernel_a.shape[: inputs_of(name)]))
             dense.lora_kernel_a.assign(rng.uniform(-reach, reach, dense.lora_kernel_a.shape))
         self.built = True
         self.learn(True)
@@ -118,8 +121,16 @@ class LoRA(keras.layers.Layer):
         for place, variable in enumerate(self.named_variables().values()):
             variable.assign(store[str(place)])
         for _, _, dense in self.adapted():
+            if is_quantised(dense):  # saved as it is
+                continue
             change = self.alpha / self.rank * ops.matmul(dense.lora_kernel_a, dense.lora_kernel_b)
             dense._kernel.assign(ops.cast(dense._kernel, "float32") - change)
+
+
+def _keep_when_saved(dense) -> None:
+    """Keras would save a quantised kernel with LoRA merged into it and rounded again, from which it cannot be taken out."""
+    zero = getattr(dense, "kernel_zero", None)
+    dense._get_kernel_with_merged_lora = lambda: (dense._kernel, dense.kernel_scale, zero)
 
 
 def projection(block, name: str) -> keras.layers.Layer:

@@ -11,6 +11,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_mtp.quantised import embedded
+
 ATTACHMENTS = ("last_block", "before_last_block")
 
 
@@ -115,7 +117,7 @@ def next_embeddings(token_embedding, token_ids, prefix_length: int):
     Returns:
         Float tensor (B, P + T, D).
     """
-    embeddings = ops.stop_gradient(token_embedding(token_ids))
+    embeddings = ops.stop_gradient(embedded(token_embedding, token_ids))
     return ops.pad(embeddings, ((0, 0), (prefix_length, 0), (0, 0)))
 
 

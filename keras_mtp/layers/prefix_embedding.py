@@ -10,6 +10,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_mtp.quantised import table_rows
+
 
 @keras.saving.register_keras_serializable("keras_mtp")
 class PrefixEmbedding(keras.layers.Layer):
@@ -70,11 +72,11 @@ class PrefixEmbedding(keras.layers.Layer):
         return {**super().get_config(), "length": self.length}
 
 
-def start_vectors(table: np.ndarray, length: int, start: str | Sequence[int], seed: int) -> np.ndarray:
+def start_vectors(embedding, length: int, start: str | Sequence[int], seed: int) -> np.ndarray:
     """The first value of a prefix, drawn by NumPy so that every backend starts alike.
 
     Args:
-        table: float array (V, D), the embeddings of the whole vocabulary.
+        embedding: the backbone's `ReversibleEmbedding`. Only what is needed of its table (V, D) is copied.
         length: number of prefix vectors, P.
         start: token ids, repeated or cut to P (start from a text); "vocabulary" (P different tokens drawn evenly);
             or "random" (normal, with the table's mean and standard deviation per dimension).
@@ -90,10 +92,12 @@ def start_vectors(table: np.ndarray, length: int, start: str | Sequence[int], se
     if not isinstance(start, str):
         if not len(start):
             raise ValueError("`start` must hold at least one token id. Received an empty sequence.")
-        return table[np.resize(np.asarray(start, "int64"), length)].astype("float32")
+        return table_rows(embedding, np.resize(np.asarray(start, "int64"), length))
+    vocabulary = embedding.input_dim
     if start == "vocabulary":
-        return table[rng.choice(len(table), size=length, replace=length > len(table))].astype("float32")
+        return table_rows(embedding, rng.choice(vocabulary, size=length, replace=length > vocabulary))
     if start == "random":
-        noise = rng.standard_normal((length, table.shape[1]))
+        table = table_rows(embedding, np.arange(vocabulary))
+        noise = rng.standard_normal((length, embedding.output_dim))
         return (table.mean(0) + noise * table.std(0)).astype("float32")
     raise ValueError(f'`start` must be "vocabulary", "random" or token ids. Received: start={start!r}')

@@ -21,6 +21,7 @@ from keras import ops
 
 from keras_mtp import backend
 from keras_mtp.layers.block import BlockWeights, Rotation, grouped_attention, head_dim, run_block
+from keras_mtp.quantised import plain_policy
 
 
 class PrefixKeyValues(keras.layers.Layer):
@@ -81,7 +82,7 @@ class PrefixedBlock(keras.layers.Layer):
     """
 
     def __init__(self, block: keras.layers.Layer, prefix: PrefixKeyValues, place: int, **kwargs):
-        super().__init__(dtype=block.dtype_policy, **kwargs)
+        super().__init__(dtype=plain_policy(block), **kwargs)
         self.block, self.prefix, self.place = block, prefix, place
         self.built = True
 

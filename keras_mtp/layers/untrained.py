@@ -7,6 +7,8 @@ pull those shared weights: they belong to head_1.
 import keras
 from keras import ops
 
+from keras_mtp.quantised import plain_policy
+
 
 @keras.saving.register_keras_serializable("keras_mtp")
 class Untrained(keras.layers.Layer):
@@ -31,7 +33,7 @@ class Untrained(keras.layers.Layer):
     """
 
     def __init__(self, layer: keras.layers.Layer, **kwargs):
-        kwargs.setdefault("dtype", layer.dtype_policy)
+        kwargs.setdefault("dtype", plain_policy(layer))
         super().__init__(**kwargs)
         self.layer = layer
 

@@ -1,7 +1,7 @@
 """A name becomes a pretrained keras-hub Llama and its tokenizer, exactly right or refused by name.
 
 name -> location.find -> Location -> a source: GGUFLlama, HuggingFaceFolder or KerasHubPreset
-     -> its sizes to llama.build, its weights to llama.fill, its tokenizer
+     -> its sizes to llama.build, its weights to filling.fill, its tokenizer
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from keras_mtp.data.tokenizer import Tokenizer
 from keras_mtp.errors import UserError
-from keras_mtp.models import llama
+from keras_mtp.models import filling, llama
 from keras_mtp.models.gguf_llama import GGUFLlama
 from keras_mtp.models.hugging_face import CONFIG, HuggingFaceFolder
 from keras_mtp.models.keras_hub_preset import KerasHubPreset, is_preset
@@ -82,10 +82,12 @@ class Source(Protocol):
 
     def tokenizer(self) -> Tokenizer: ...
 
-    def fill(self, backbone: "keras_hub.models.Llama3Backbone") -> None: ...
+    def fill(self, backbone: "keras_hub.models.Llama3Backbone", rounding: str = "none") -> None: ...
 
 
-def load_backbone(name: str = DEFAULT_MODEL, *, dtype: Any = "float32") -> Pretrained:
+def load_backbone(
+    name: str = DEFAULT_MODEL, *, dtype: Any = "float32", quantize: str = "none", rounded: bool = False
+) -> Pretrained:
     """Loads a pretrained Llama as a keras-hub backbone, with its tokenizer.
 
     Args:
@@ -93,9 +95,11 @@ def load_backbone(name: str = DEFAULT_MODEL, *, dtype: Any = "float32") -> Pretr
             a keras-hub preset folder; "hf://org/name" or "hf://org/name@revision"; a keras-hub preset such as
             "llama3.2_1b".
         dtype: anything Keras takes as a dtype policy: "float32", "bfloat16", "mixed_bfloat16".
+        quantize: "none", or how Keras stores the matrices: "int8" or "int4". Activations are not quantised.
+        rounded: with `quantize`, store the matrices as `dtype` says, with the values that they have in int8 or int4.
 
     Returns:
-        `(backbone, tokenizer)`. All of the backbone is trainable, as from keras-hub itself.
+        `(backbone, tokenizer)`. All of the backbone is trainable, as from keras-hub itself, unless it is quantised.
 
     Raises:
         UserError: no such model, or one that cannot be used.
@@ -105,10 +109,14 @@ def load_backbone(name: str = DEFAULT_MODEL, *, dtype: Any = "float32") -> Pretr
         >>> hidden = backbone({"token_ids": ids, "padding_mask": mask})  # (B, T, D), after the final norm
         >>> logits = backbone.token_embedding(hidden, reverse=True)  # (B, T, V)
     """
+    from keras_mtp.quantised import keep_activations
+
     source = _open(find(name))
     tokenizer = source.tokenizer()
-    backbone = llama.build(source.sizes, dtype)
-    source.fill(backbone)
+    with filling.without_values():
+        backbone = llama.build(source.sizes, filling.policy(dtype, "none" if rounded else quantize))
+    source.fill(backbone, quantize if rounded else "none")
+    keep_activations(backbone)
     return Pretrained(backbone, tokenizer)
 
 

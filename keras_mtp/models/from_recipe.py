@@ -13,14 +13,17 @@ from keras_mtp.recipe import Recipe
 from keras_mtp.tuning import PREFIXES
 
 
-def model_from_recipe(recipe: Recipe) -> tuple[MTPCausalLM, Tokenizer]:
+def model_from_recipe(recipe: Recipe, *, rounded: bool = False) -> tuple[MTPCausalLM, Tokenizer]:
     """Loads the recipe's base model, and puts around it what the recipe trains.
+
+    Args:
+        rounded: store a quantised model's matrices in floating point, with the values that they have in int8 or int4.
 
     Returns:
         `(model, tokenizer)`: the model untrained, its prefix, LoRA and heads at their start; the tokenizer with the recipe's
         chat template.
     """
-    backbone, tokenizer = _base(recipe)
+    backbone, tokenizer = _base(recipe, rounded)
     tuned = recipe.tuning
     prefix_kinds = [kind for name, kind in PREFIXES.items() if name in tuned.methods]
     model = MTPCausalLM(
@@ -45,9 +48,11 @@ def base_from_recipe(recipe: Recipe) -> tuple[MTPCausalLM, Tokenizer]:
     return MTPCausalLM(backbone, tokenizer=tokenizer), tokenizer
 
 
-def _base(recipe: Recipe) -> Pretrained:
+def _base(recipe: Recipe, rounded: bool = False) -> Pretrained:
     """The base model, and its tokenizer with the recipe's chat template."""
-    backbone, tokenizer = load_backbone(recipe.model.name, dtype=_dtype(recipe))
+    backbone, tokenizer = load_backbone(
+        recipe.model.name, dtype=_dtype(recipe), quantize=recipe.model.quantize, rounded=rounded
+    )
     if recipe.data.template != MODELS_OWN:
         tokenizer = tokenizer.with_template(read_template(recipe.data.template))
     return Pretrained(backbone, tokenizer)

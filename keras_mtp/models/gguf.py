@@ -28,7 +28,7 @@ _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 _KINDS = {kind.value: kind for kind in gguf.GGML_QUANT_SIZES}
 # Dequantising takes a few times the memory of its result, so a large matrix is done a slab of rows at a time.
-_SLAB_WEIGHTS = 1 << 22
+_SLAB_WEIGHTS = 1 << 18
 # What a Llama stays below many times over: Llama 3's file has 8 MB before its weights, 280,000 merges, 292 tensors.
 _HEADER_BYTES, _ARRAY_ITEMS, _ENTRIES = 64 << 20, 1 << 22, 1 << 16
 
@@ -103,15 +103,16 @@ class GGUFFile:
         """Raises the error for a file that is whole but cannot be used."""
         raise UserError(f"{self.path.name} cannot be loaded: {reason}. Use a plain Llama, whole, as GGUF.")
 
-    def read(self, name: str) -> np.ndarray:
-        """One weight as float32."""
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """One weight, or some of its rows, as float32; a vector is one row."""
         entry = self._entries[name]
-        rows = math.prod(entry.shape[:-1])
-        stored = np.frombuffer(self._bytes, "uint8", rows * entry.row_bytes, entry.start_byte)
-        stored = stored.reshape(rows, entry.row_bytes)
-        weight = np.empty((rows, entry.shape[-1]), "float32")
+        rows = range(math.prod(entry.shape[:-1]))[start:stop]
+        first = entry.start_byte + rows.start * entry.row_bytes
+        stored = np.frombuffer(self._bytes, "uint8", len(rows) * entry.row_bytes, first)
+        stored = stored.reshape(len(rows), entry.row_bytes)
+        weight = np.empty((len(rows), entry.shape[-1]), "float32")
         slab = max(1, _SLAB_WEIGHTS // entry.shape[-1])
-        for row in range(0, rows, slab):
+        for row in range(0, len(rows), slab):
             try:
                 with np.errstate(
                     all="ignore"
@@ -119,7 +120,14 @@ class GGUFFile:
                     weight[row : row + slab] = gguf.quants.dequantize(stored[row : row + slab], entry.kind)
             except NotImplementedError:
                 self.refuse(f"tensor {name:.80} is stored as {entry.kind.name}, which cannot be read")
-        return weight.reshape(entry.shape)
+        self._forget(first, first + stored.size)
+        return weight.reshape(-1, *entry.shape[1:]) if len(entry.shape) > 1 else weight[0]
+
+    def _forget(self, start: int, stop: int) -> None:
+        """Lets the system take back the memory that these bytes have been read into: it would count as this process's."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            start -= start % mmap.PAGESIZE
+            self._bytes.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
 
 def _parse(data: mmap.mmap) -> tuple[dict[str, Any], dict[str, _Entry]]:

@@ -7,13 +7,14 @@ Reference: llama.cpp, `src/models/llama.cpp` (keys and tensors) and `conversion/
 """
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from keras_mtp.data.tokenizer import Tokenizer
-from keras_mtp.models import llama
+from keras_mtp.models import filling, llama
 from keras_mtp.models.gguf import GGUFFile
 from keras_mtp.models.gguf_tokenizer import read_tokenizer
 from keras_mtp.models.licence import Licence
@@ -70,9 +71,9 @@ class GGUFLlama:
         """The tokenizer in the file."""
         return read_tokenizer(self._file)
 
-    def fill(self, backbone: "keras_hub.models.Llama3Backbone") -> None:
-        """Puts the weights into an empty backbone."""
-        llama.fill(backbone, lambda name: read_weight(self._file, self.sizes, name), self._file.refuse)
+    def fill(self, backbone: "keras_hub.models.Llama3Backbone", rounding: str = "none") -> None:
+        """Gives a backbone without values its weights."""
+        filling.fill(backbone, partial(read_weight, self._file, self.sizes), self._file.refuse, rounding)
 
 
 def read_sizes(file: GGUFFile) -> LlamaSizes:
@@ -113,24 +114,22 @@ def read_sizes(file: GGUFFile) -> LlamaSizes:
     return _with_llama_3_scaling(file, sizes)
 
 
-def read_weight(file: GGUFFile, sizes: LlamaSizes, name: str) -> np.ndarray:
-    """One weight as float32 (out, in), in Hugging Face's order of rows.
+def read_weight(
+    file: GGUFFile, sizes: LlamaSizes, name: str, start: int = 0, stop: int | None = None
+) -> np.ndarray:
+    """One weight, or the rows of some whole heads, as float32 (out, in), in Hugging Face's order of rows.
 
     llama.cpp stores the rows of query and key so that the two partners of a rotation are neighbours; Hugging Face
     and keras-hub have them half a head apart.
     """
-    weight = file.read(name)
-    if ".attn_q." in name:
-        return _undo_permutation(weight, sizes.num_query_heads)
-    if ".attn_k." in name:
-        return _undo_permutation(weight, sizes.num_key_value_heads)
+    if len(file.shapes[name]) == 1:
+        return file.read(name)[start:stop]
+    weight = file.read(name, start, stop)
+    if ".attn_q." in name or ".attn_k." in name:
+        # (heads, half, 2, D) -> (heads, 2, half, D)
+        pairs = weight.reshape(-1, sizes.head_dim // 2, 2, weight.shape[-1])
+        return pairs.swapaxes(1, 2).reshape(weight.shape)
     return weight
-
-
-def _undo_permutation(weight: np.ndarray, heads: int) -> np.ndarray:
-    """(heads, half, 2, D) -> (heads, 2, half, D)."""
-    pairs = weight.reshape(heads, -1, 2, weight.shape[-1])
-    return pairs.swapaxes(1, 2).reshape(weight.shape)
 
 
 def _check_keys(file: GGUFFile) -> None:

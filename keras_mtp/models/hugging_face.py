@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_mtp.data.tokenizer import Tokenizer
 from keras_mtp.errors import UserError
-from keras_mtp.models import hugging_face_config, hugging_face_tokenizer, llama
+from keras_mtp.models import filling, hugging_face_config, hugging_face_tokenizer, llama
 from keras_mtp.models.json_file import Settings, read_json
 from keras_mtp.models.licence import Licence, read_licence
 from keras_mtp.models.safetensors_folder import SafetensorsFolder
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 _CONFIG_BYTES = 1 << 20
+_ROWS_COMPARED = 256
 _ADVICE = "Use a plain Llama as transformers' `save_pretrained` writes it."
 _EMBEDDING, _UNEMBEDDING = "model.embed_tokens.weight", "lm_head.weight"
 _OUTER = {
@@ -77,10 +78,14 @@ class HuggingFaceFolder:
             self._folder, self._config.values, self.sizes.vocabulary_size
         )
 
-    def fill(self, backbone: "keras_hub.models.Llama3Backbone") -> None:
-        """Puts the weights into an empty backbone."""
+    def fill(self, backbone: "keras_hub.models.Llama3Backbone", rounding: str = "none") -> None:
+        """Gives a backbone without values its weights."""
         self._check_really_tied()
-        llama.fill(backbone, lambda name: self._tensors.read(hugging_face_name(name)), self._refuse)
+
+        def read(name: str, start: int, stop: int) -> np.ndarray:
+            return self._tensors.read(hugging_face_name(name), start, stop)
+
+        filling.fill(backbone, read, self._refuse, rounding)
 
     def _needed(self) -> dict[str, tuple[int, ...]]:
         """Every tensor but those that transformers leaves aside too: old buffers, the unembedding of a tied model."""
@@ -94,10 +99,14 @@ class HuggingFaceFolder:
         """Some files hold the unembedding although it is tied: then it must be the embedding."""
         if not (self.sizes.tied and _UNEMBEDDING in self._tensors.shapes):
             return
-        if not np.array_equal(self._tensors.read(_EMBEDDING), self._tensors.read(_UNEMBEDDING)):
-            self._refuse(
-                f"`tie_word_embeddings` is true, but {_UNEMBEDDING} is another matrix than the embedding"
-            )
+        for start in range(0, self.sizes.vocabulary_size, _ROWS_COMPARED):
+            rows = start, start + _ROWS_COMPARED
+            if not np.array_equal(
+                self._tensors.read(_EMBEDDING, *rows), self._tensors.read(_UNEMBEDDING, *rows)
+            ):
+                self._refuse(
+                    f"`tie_word_embeddings` is true, but {_UNEMBEDDING} is another matrix than the embedding"
+                )
 
     def _refuse(self, reason: str) -> NoReturn:
         raise UserError(f"{self._folder.name} cannot be loaded: {reason}. {_ADVICE}")

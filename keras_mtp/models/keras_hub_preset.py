@@ -9,13 +9,15 @@ test_keras_hub_preset.py::test_upstream_tokenizer_still_cuts_nothing fails once 
 """
 
 import dataclasses
+import itertools
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from keras_mtp.data.tokenizer import Tokenizer
 from keras_mtp.errors import UserError
-from keras_mtp.models import keras_hub_tokenizer
+from keras_mtp.models import filling, keras_hub_tokenizer
 from keras_mtp.models.hdf5_weights import read_shapes
 from keras_mtp.models.json_file import Settings, read_json
 from keras_mtp.models.licence import Licence, read_licence
@@ -24,6 +26,7 @@ from keras_mtp.untrusted import is_plain_name
 
 if TYPE_CHECKING:
     import keras_hub
+    import numpy as np
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.weights.h5", "model.weights.json"
 CONFIG_BYTES = 1 << 20
@@ -75,19 +78,41 @@ class KerasHubPreset:
         """The preset's vocabulary as a tokenizer."""
         return keras_hub_tokenizer.read_tokenizer(self._folder, self.sizes.vocabulary_size)
 
-    def fill(self, backbone: "keras_hub.models.Llama3Backbone") -> None:
-        """Puts the weights into an empty backbone, by Keras' own loader, which takes one layer at a time."""
-        import numpy as np
-        from keras import ops
+    def fill(self, backbone: "keras_hub.models.Llama3Backbone", rounding: str = "none") -> None:
+        """Gives a backbone without values its weights, one layer at a time: Keras' own loader knows which is whose."""
+        waiting = list(filling.places(backbone))
+        refused: list[UserError] = []  # Keras makes another error of what a layer's loading raises
 
+        def load(places: list[filling.Place], store) -> None:
+            for number, place in enumerate(places):
+                matrix = store[str(number)]
+                if (
+                    len(place.shape) > 1 and place.attribute != "embeddings"
+                ):  # (in, out), heads an axis of their own
+                    matrix = matrix.reshape(-1, place.shape[0]).T
+                try:
+                    place.fill(partial(_rows, matrix), self._refuse, rounding)
+                except UserError as error:
+                    refused.append(error)
+                    raise
+                waiting.remove(place)
+
+        by_layer = itertools.groupby(waiting[:], lambda place: id(place.layer))
+        own = [list(places) for _, places in by_layer]
+        for places in own:
+            places[0].layer.load_own_variables = partial(load, places)
         try:
             backbone.load_weights(self._weights)
         except Exception as error:  # of Keras or h5py
+            if refused:
+                raise refused[0] from None
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             self._refuse(f"{self._weights.name} does not fit: {reason:.200}")
-        for variable in backbone.variables:
-            if not np.isfinite(ops.convert_to_numpy(ops.cast(variable.value, "float32"))).all():
-                self._refuse(f"{variable.path} holds values that are not finite numbers")
+        finally:
+            for places in own:
+                del places[0].layer.load_own_variables
+        if waiting:
+            self._refuse(f"{self._weights.name} does not hold {waiting[0].name}")
 
     def _check_tensors(self) -> None:
         """Keras does not see what a file holds too much, and reads before it compares: so that is done here.
@@ -106,6 +131,11 @@ class KerasHubPreset:
 
     def _refuse(self, reason: str) -> NoReturn:
         raise UserError(f"{self._folder.name} cannot be loaded: {reason}. {_ADVICE}")
+
+
+def _rows(matrix: "np.ndarray", name: str, start: int, stop: int) -> "np.ndarray":
+    """Some rows of a weight that is here already, as `filling.Read`."""
+    return matrix[start:stop].astype("float32")
 
 
 def _keras_shape(name: str, shape: tuple[int, ...], head_dim: int) -> tuple[int, ...]:

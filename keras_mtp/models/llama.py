@@ -1,7 +1,7 @@
-"""The one architecture: what makes one Llama's graph different from another's, and how a backbone is built and filled.
+"""The one architecture: what makes one Llama's graph different from another's, and how a backbone is built.
 
-Every source of models (GGUF, Hugging Face, keras-hub) ends here: its sizes go to `build`, its weights to `fill`, under
-the names that llama.cpp gives them. Nothing about a model is guessed, because a wrong guess (a rotary scaling left out,
+Every source of models (GGUF, Hugging Face, keras-hub) ends here: its sizes go to `build`, its weights into what that builds
+(filling.py), under the names that llama.cpp gives them. Nothing about a model is guessed, because a wrong guess (a rotary scaling left out,
 another epsilon) still gives fluent text, only a worse model.
 """
 
@@ -145,7 +145,7 @@ def check_tensors(
 
 
 def build(sizes: LlamaSizes, dtype: Any) -> "keras_hub.models.Llama3Backbone":
-    """The empty backbone. Epsilon and the rotary settings are given in full: the defaults are not Llama 3's."""
+    """The backbone as keras-hub begins it. Epsilon and the rotary settings are given in full: the defaults are not Llama 3's."""
     import keras_hub
 
     scaling = sizes.rope_scaling
@@ -191,49 +191,33 @@ def sizes_of(backbone: "keras_hub.models.Llama3Backbone") -> LlamaSizes:
     )
 
 
-def fill(
-    backbone: "keras_hub.models.Llama3Backbone",
-    read: Callable[[str], np.ndarray],
-    refuse: Callable[[str], NoReturn],
-) -> None:
-    """Fills the backbone, one tensor in memory at a time.
-
-    Args:
-        read: gives a weight as float32 (out, in), by llama.cpp's name, its rows in Hugging Face's order.
-        refuse: raises the source's own error for a reason.
-    """
-    for name, variable in named_variables(backbone):
-        weight = read(name)
-        if not np.isfinite(weight).all():
-            refuse(f"{name} holds values that are not finite numbers")
-        if name != "token_embd.weight":
-            # (out, in) to Keras' (in, out), with the heads as an axis of their own where Keras has one.
-            weight = weight.T.reshape(variable.shape)
-        variable.assign(weight)
-
-
 def _without(names: Iterable[str], others: Mapping[str, Any]) -> list[str]:
     return [name for name in names if name not in others]
 
 
 def named_variables(backbone: "keras_hub.models.Llama3Backbone") -> Iterable[tuple[str, Any]]:
     """llama.cpp's names for the variables of keras-hub's backbone."""
+    return ((name, getattr(layer, attribute)) for name, layer, attribute in named_weights(backbone))
+
+
+def named_weights(backbone: "keras_hub.models.Llama3Backbone") -> Iterable[tuple[str, Any, str]]:
+    """llama.cpp's name for every weight, the layer that holds it, and as which attribute."""
     embedding = backbone.token_embedding
-    yield "token_embd.weight", embedding.embeddings
+    yield "token_embd.weight", embedding, "embeddings"
     if not embedding.tie_weights:
-        yield "output.weight", embedding.reverse_embeddings
+        yield "output.weight", embedding, "reverse_embeddings"
     for index, layer in enumerate(backbone.transformer_layers):
         attention = layer._self_attention_layer
         block = {
-            "attn_norm": layer._self_attention_layernorm.scale,
-            "attn_q": attention._query_dense.kernel,
-            "attn_k": attention._key_dense.kernel,
-            "attn_v": attention._value_dense.kernel,
-            "attn_output": attention._output_dense.kernel,
-            "ffn_norm": layer._feedforward_layernorm.scale,
-            "ffn_gate": layer._feedforward_gate_dense.kernel,
-            "ffn_up": layer._feedforward_intermediate_dense.kernel,
-            "ffn_down": layer._feedforward_output_dense.kernel,
+            "attn_norm": (layer._self_attention_layernorm, "scale"),
+            "attn_q": (attention._query_dense, "kernel"),
+            "attn_k": (attention._key_dense, "kernel"),
+            "attn_v": (attention._value_dense, "kernel"),
+            "attn_output": (attention._output_dense, "kernel"),
+            "ffn_norm": (layer._feedforward_layernorm, "scale"),
+            "ffn_gate": (layer._feedforward_gate_dense, "kernel"),
+            "ffn_up": (layer._feedforward_intermediate_dense, "kernel"),
+            "ffn_down": (layer._feedforward_output_dense, "kernel"),
         }
-        yield from ((f"blk.{index}.{name}.weight", variable) for name, variable in block.items())
-    yield "output_norm.weight", backbone.layer_norm.scale
+        yield from ((f"blk.{index}.{name}.weight", *place) for name, place in block.items())
+    yield "output_norm.weight", backbone.layer_norm, "scale"

@@ -23,7 +23,6 @@ from functools import cached_property, partial
 from typing import Any, Self
 
 import keras
-from keras import ops
 
 from keras_mtp.data.tokenizer import Tokenizer
 from keras_mtp.generation.sampling import GREEDY, Sampling
@@ -36,6 +35,7 @@ from keras_mtp.layers.prefix_key_values import PrefixedBlock, PrefixKeyValues
 from keras_mtp.layers.untrained import Untrained
 from keras_mtp.models.backbone import DEFAULT_MODEL, load_backbone
 from keras_mtp.models.training_view import TrainingView
+from keras_mtp.quantised import is_quantised, keep_activations
 
 VIEWS = ("logits", "hidden_states")
 PREFIX_KINDS = ("embeddings", "key_values")
@@ -109,6 +109,7 @@ class MTPCausalLM(keras.Model):
         _check_trained(backbone, freeze_backbone, lora_rank)
         # === Layers ===
         dtype = _float32_variables(backbone.token_embedding.dtype_policy)
+        keep_activations(backbone)
         if freeze_backbone:
             backbone.trainable = False
         prefix = None
@@ -147,12 +148,14 @@ class MTPCausalLM(keras.Model):
         self.seed = seed
 
     @classmethod
-    def from_preset(cls, name: str = DEFAULT_MODEL, *, dtype: Any = "float32", **kwargs) -> Self:
+    def from_preset(
+        cls, name: str = DEFAULT_MODEL, *, dtype: Any = "float32", quantize: str = "none", **kwargs
+    ) -> Self:
         """A pretrained Llama with its tokenizer, and a new prefix and new heads around it.
 
         Args:
             name: any name that `load_backbone` takes.
-            dtype: as for `load_backbone`.
+            dtype, quantize: as for `load_backbone`.
             **kwargs: further arguments of `MTPCausalLM`: `prefix_length`, `heads`, ...
 
         Raises:
@@ -166,7 +169,7 @@ class MTPCausalLM(keras.Model):
         )
         ```
         """
-        backbone, tokenizer = load_backbone(name, dtype=dtype)
+        backbone, tokenizer = load_backbone(name, dtype=dtype, quantize=quantize)
         return cls(backbone, tokenizer=tokenizer, **kwargs)
 
     def generate(
@@ -316,8 +319,7 @@ def head_names(count: int) -> tuple[str, ...]:
 
 def _prefix(backbone, length: int, kind: str, start, seed: int, dtype) -> PrefixEmbedding | PrefixKeyValues:
     """A prefix at its start."""
-    table = ops.convert_to_numpy(ops.cast(backbone.token_embedding.embeddings, "float32"))
-    vectors = start_vectors(table, length, start, seed)
+    vectors = start_vectors(backbone.token_embedding, length, start, seed)
     if kind == "key_values":
         prefix = PrefixKeyValues.of(backbone, length, dtype=dtype, name="prefix_key_values")
         prefix.start_from(backbone, vectors)
@@ -407,6 +409,11 @@ def _check_trained(backbone, freeze_backbone: bool, lora_rank: int) -> None:
         raise ValueError(f"`lora_rank` must be at least 0. Received: lora_rank={lora_rank}")
     if freeze_backbone:
         return
+    if is_quantised(backbone.token_embedding):
+        raise ValueError(
+            "`freeze_backbone=False` needs a backbone that is not quantised: int8 and int4 have no room for a step of training. "
+            f"Received: a backbone in {backbone.token_embedding.quantization_mode}. Train LoRA (`lora_rank`) or a prefix."
+        )
     if lora_rank:
         raise ValueError(
             "`freeze_backbone` must be True with `lora_rank`, which trains a change of frozen matrices. Received: "

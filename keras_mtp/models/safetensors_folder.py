@@ -1,16 +1,19 @@
 """The weights of a Hugging Face folder: one safetensors file, or several and an index that says what is where.
 
-Only names, shapes and types are read when a folder is opened; a tensor comes into memory when it is asked for.
+Only names, shapes and types are read when a folder is opened; rows of a tensor come into memory when they are asked for. They
+are read, not mapped: of a mapped file every page that was looked at counts as this process's memory.
 
 Reference: the safetensors format, https://huggingface.co/docs/safetensors; transformers, `modeling_utils.py`.
 """
 
+import math
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import ml_dtypes  # noqa: F401  teaches NumPy the bfloat16 that safetensors asks it for
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -19,7 +22,27 @@ from keras_mtp.untrusted import is_plain_name, leads_out, open_plain
 
 _LARGEST_HEADER = 16 << 20  # bytes; of 300 tensors it has 30,000
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-_READABLE = {"F32", "F16", "BF16"}
+_READABLE = {"F32": np.dtype("float32"), "F16": np.dtype("float16"), "BF16": np.dtype(ml_dtypes.bfloat16)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tensor:
+    """Where a tensor lies, and as what."""
+
+    path: Path
+    start_byte: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def read(self, start: int, stop: int | None) -> np.ndarray:
+        """Some of its rows."""
+        count = len(range(self.shape[0])[start:stop])
+        rows = np.empty((count, *self.shape[1:]), self.dtype)
+        with self.path.open("rb") as stream:
+            stream.seek(self.start_byte + start * math.prod(self.shape[1:]) * self.dtype.itemsize)
+            if stream.readinto(rows.view("uint8").reshape(-1).data) != rows.nbytes:
+                raise ValueError("the file has become shorter")
+        return rows
 
 
 class SafetensorsFolder:
@@ -46,25 +69,25 @@ class SafetensorsFolder:
         for name in names:
             _check_inside(folder, name, refuse)
         self.files = (*(folder / name for name in names), *([index] if weight_map is not None else []))
-        self._owners: dict[str, Any] = {}
+        self._tensors: dict[str, _Tensor] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         for name in names:
             self._open(folder / name)
         if weight_map is not None:
             self._check_index(weight_map)
 
-    def read(self, name: str) -> np.ndarray:
-        """One tensor as float32."""
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """One tensor, or some of its rows, as float32."""
         try:
-            return self._owners[name].get_tensor(name).astype("float32")
-        except (SafetensorError, OSError, ValueError) as error:
+            return self._tensors[name].read(start, stop).astype("float32", copy=False)
+        except (OSError, ValueError) as error:
             self._refuse(f"tensor {name} cannot be read: {error}")
 
     def _open(self, path: Path) -> None:
-        _check_header(path, self._refuse)
+        first_byte, header = _check_header(path, self._refuse)
         try:
-            file = safe_open(path, framework="numpy")
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            with safe_open(path, framework="numpy") as file:  # which checks that the header fits the file
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError, ValueError) as error:
             self._refuse(f"{path.name} is damaged or cut short: {error!s:.200}; download it again")
         for name, tensor in slices.items():
@@ -74,7 +97,13 @@ class SafetensorsFolder:
                 self._refuse(
                     f"tensor {name:.80} is stored as {kind}; only {', '.join(sorted(_READABLE))} can be read"
                 )
-            self._owners[name], self.shapes[name] = file, tuple(tensor.get_shape())
+            self.shapes[name] = tuple(tensor.get_shape())
+            self._tensors[name] = _Tensor(
+                path=path,
+                start_byte=first_byte + header[name]["data_offsets"][0],
+                shape=self.shapes[name],
+                dtype=_READABLE[kind],
+            )
 
     def _check_index(self, weight_map: dict[str, str]) -> None:
         for name in weight_map:
@@ -94,8 +123,12 @@ def _read_index(path: Path, refuse: Callable[[str], NoReturn]) -> dict[str, str]
     return weight_map
 
 
-def _check_header(path: Path, refuse: Callable[[str], NoReturn]) -> None:
-    """Length and names, before the package `safetensors` reads them: of a name that stands there twice it takes the last."""
+def _check_header(path: Path, refuse: Callable[[str], NoReturn]) -> tuple[int, dict[str, Any]]:
+    """Length and names, before the package `safetensors` reads them: of a name that stands there twice it takes the last.
+
+    Returns:
+        Where the tensors begin in the file, and the header.
+    """
     with open_plain(path) as stream:
         (length,) = struct.unpack("<Q", stream.read(8).rjust(8, b"\xff"))
         if length > _LARGEST_HEADER:
@@ -109,7 +142,7 @@ def _check_header(path: Path, refuse: Callable[[str], NoReturn]) -> None:
         refuse(f"{path.name} is damaged or cut short: its header is not UTF-8 ({error}); download it again")
     if len(header) < length:
         refuse(f"{path.name} is damaged or cut short: its header ends too early; download it again")
-    parse_json(text, f"{path.parent.name}/{path.name}, its header,")
+    return 8 + length, parse_json(text, f"{path.parent.name}/{path.name}, its header,")
 
 
 def _check_inside(folder: Path, name: str, refuse: Callable[[str], NoReturn]) -> None:

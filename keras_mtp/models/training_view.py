@@ -23,6 +23,7 @@ from keras_mtp import backend
 from keras_mtp.layers.block import BlockWeights, Rotation, grouped_attention, run_block
 from keras_mtp.layers.mtp_head import next_embeddings, tokens_ahead
 from keras_mtp.layers.untrained import Untrained
+from keras_mtp.quantised import embedded, plain_policy
 
 
 class TrainingView(keras.Model):
@@ -53,7 +54,7 @@ class TrainingView(keras.Model):
         remat: bool = False,
         fused: bool = False,
     ):
-        super().__init__(name="training_view", dtype=model.backbone.token_embedding.dtype_policy)
+        super().__init__(name="training_view", dtype=plain_policy(model.backbone.token_embedding))
         self.backbone = model.backbone
         self.prefix_embedding = model.prefix_embedding
         self.prefix_key_values = model.prefix_key_values
@@ -106,7 +107,7 @@ class _Packed:
         first_position = 0 if self.key_values is None else self.key_values.length
         self.shared = self.prefix_length + shared_tokens
         self.remat, self.run_block = view.remat, view.run_block
-        x = self.token_embedding(self.pack(token_ids))
+        x = embedded(self.token_embedding, self.pack(token_ids))
         self.embeddings = x if prefix_embedding is None else prefix_embedding(x)
         shared_positions = first_position + ops.arange(self.shared, dtype="int32")
         own_positions = first_position + self.shared + ops.arange(self.own, dtype="int32")
