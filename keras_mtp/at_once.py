@@ -4,6 +4,7 @@
 CHUNK_ROWS, CHUNK_ROWS_ON_ACCELERATOR = 128, 1024
 PREFILL = 64  # tokens of a prompt read in one pass
 CHUNK = 128  # slots of a cache attended to together; a cache has a multiple of this
+INT4_BLOCK = 32  # inputs of a matrix in int4 that share a scale and a zero point
 AHEAD = 512  # new tokens for which a cache has room from the start, where so many are allowed
 # A batch of answers is computed over a multiple of so many rows: no score depends on the batch size.
 ROWS = 32

@@ -225,6 +225,13 @@ def recipe(
     metavar="300TFLOPS",
     help="Operations per second that training reaches; tells the time of an epoch.",
 )
+@click.option(
+    "--on",
+    type=click.Choice(["accelerator", "cpu"]),
+    default="accelerator",
+    show_default=True,
+    help="Whose memory it is.",
+)
 @_backend
 @_data
 @click.option(
@@ -246,6 +253,7 @@ def plan(
     model: str | None,
     memory: str,
     speed: str | None,
+    on: str,
     backend_name: str | None,
     data: str | None,
     examples: int | None,
@@ -276,6 +284,7 @@ def plan(
         texts(chosen, known.tokenizer, examples, tokens),
         memory_bytes=memory_bytes,
         backend=backend.chosen(backend_name),
+        accelerator=on == "accelerator",
         speed=flops_per_second,
         fixed=[assignment.partition("=")[0].strip() for assignment in assignments],
     )
@@ -284,7 +293,8 @@ def plan(
         disk.write_text(file, json.dumps(page.to_json(made, run), indent=2) + "\n")
     for line in page.notes(made):
         click.echo(line)
-    Console(width=100).print(page.table(made))
+    Console(width=120).print(page.table(made))
+    click.echo(page.explanation(made))
     click.echo(run or "Nothing fits. Try a smaller model, data.max_tokens or tuning.method.")
 
 

@@ -106,7 +106,9 @@ def _judged_lengths(examples: Sequence[Encoded]) -> list[int]:
 
 def _checked(recipe: Recipe, needed: Workload, clock: memory.Clock) -> Prediction:
     """The prediction; an error if it is more than there is."""
-    factors = memory_plan.factors(keras.config.backend(), recipe.training.dtype)
+    factors = memory_plan.factors(
+        keras.config.backend(), recipe.training.dtype, accelerator=backend.on_accelerator()
+    )
     prediction = memory_plan.predict(needed, factors)
     free = _free_bytes(clock)
     if free is None or prediction.peak_bytes <= free or not recipe.training.memory_check:

@@ -41,6 +41,7 @@ def workload(
         chunk_rows=chunk_rows,
         stored_bytes=4 if float32 or "full" in tuned.methods else 2,
         compute_bytes=4 if float32 else 2,
+        quantize=recipe.model.quantize,
         method=tuned.method,
         prefix_length=recipe.prefix_length,
         lora_rank=tuned.lora_rank,

@@ -120,6 +120,11 @@ CASES = (
         fit=False,
     ),
     Case(
+        "prefix, a head, int8, answers, 8 x 192",
+        f"heads.count=1 model.quantize=int8 training.dtype=mixed_bfloat16 training.batch_size=8 data.max_tokens=192 {ANSWERS}",
+        fit=False,
+    ),
+    Case(
         "prefix, 2 heads, remat, 8 x 256",
         "heads.count=2 training.remat=true training.batch_size=8 data.max_tokens=256",
         fit=False,

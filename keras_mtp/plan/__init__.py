@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from keras_mtp import memory_plan
-from keras_mtp.at_once import CHUNK_ROWS_ON_ACCELERATOR, answered_rows, cache_slots
+from keras_mtp.at_once import CHUNK_ROWS, CHUNK_ROWS_ON_ACCELERATOR, answered_rows, cache_slots
 from keras_mtp.errors import UserError
 from keras_mtp.flops import Positions, step_flops
 from keras_mtp.memory_plan import Prediction, Workload
@@ -24,8 +24,10 @@ from keras_mtp.workload import micro_batch, packed, that_fit, workload
 
 # The most precise first. Frozen weights are stored in what is computed in, see `model.dtype`.
 PRECISIONS: dict[str, dict[str, Any]] = {
-    "float32": {"model.dtype": "float32", "training.dtype": "float32"},
-    "bfloat16": {"training.dtype": "mixed_bfloat16"},
+    "float32": {"model.dtype": "float32", "training.dtype": "float32", "model.quantize": "none"},
+    "bfloat16": {"training.dtype": "mixed_bfloat16", "model.quantize": "none"},
+    "int8": {"training.dtype": "mixed_bfloat16", "model.quantize": "int8"},
+    "int4": {"training.dtype": "mixed_bfloat16", "model.quantize": "int4"},
 }
 LONGEST = 1 << 17  # tokens; no Llama here reads more
 REACH = 2  # slots behind an answer's last token that a plain pass may touch
@@ -58,13 +60,14 @@ class Plan:
     """What fits.
 
     Args:
-        model, texts, backend, memory_bytes: what it is for. speed: operations per second; None if nobody says.
+        model, texts, backend, accelerator, memory_bytes: what it is for. speed: operations per second; None if nobody says.
         options: ways to keep the weights, the most precise first.
     """
 
     model: PlannedModel
     texts: Texts
     backend: str
+    accelerator: bool
     memory_bytes: float
     speed: float | None
     options: tuple[Option, ...]
@@ -82,25 +85,28 @@ def make(
     *,
     memory_bytes: float,
     backend: str,
+    accelerator: bool = True,
     speed: float | None = None,
     fixed: Collection[str] = (),
 ) -> Plan:
     """Finds what fits.
 
     Args:
-        memory_bytes: of one device, all of it. fixed: settings that stay as they are.
+        memory_bytes: of one device, all of it. accelerator: whether that is no CPU. fixed: settings that stay as they are.
     """
+    search = _Search(recipe, model, texts, memory_bytes, backend, accelerator, fixed)
     options = []
     for name, settings in PRECISIONS.items():
         variant = _variant(recipe, settings, fixed)
         if variant is not None:
-            options.append(_option(name, recipe, variant, model, texts, memory_bytes, backend, fixed))
+            options.append(search.option(name, variant))
     if not options:
-        raise UserError(f"`--set` must leave a way to keep the weights. Received: {', '.join(fixed)}.")
+        options = [search.option("as set", recipe)]
     return Plan(
         model=model,
         texts=texts,
         backend=backend,
+        accelerator=accelerator,
         memory_bytes=memory_bytes,
         speed=speed,
         options=tuple(options),
@@ -117,48 +123,65 @@ def _variant(recipe: Recipe, settings: Mapping[str, Any], fixed: Collection[str]
     return None if {*changed} & {*fixed} else variant
 
 
-def _option(
-    name: str,
-    recipe: Recipe,
-    variant: Recipe,
-    model: PlannedModel,
-    texts: Texts,
-    memory_bytes: float,
-    backend: str,
-    fixed: Collection[str],
-) -> Option:
-    factors = memory_plan.factors(backend, variant.training.dtype)
-    changes = list(that_fit(variant, needed(variant, model, texts), factors, memory_bytes, fixed))
-    least = {key: value for key, value in _least(variant).items() if key not in fixed}
-    found = updated(variant, changes[0] if changes else least)
-    each = work(found, model, texts)
-    return Option(
-        precision=name,
-        recipe=found,
-        changes=_changes(recipe, found),
-        fits=bool(changes),
-        prediction=memory_plan.predict(needed(found, model, texts), factors),
-        longest_tokens=_longest(updated(variant, least), model, texts, factors, memory_bytes),
-        step_flops=each,
-        epoch_flops=each * (texts.examples // found.training.batch_size),
-    )
+@dataclass(frozen=True)
+class _Search:
+    """Finds the option for each way to keep the weights; fields as in `make`."""
 
+    recipe: Recipe
+    model: PlannedModel
+    texts: Texts
+    memory_bytes: float
+    backend: str
+    accelerator: bool
+    fixed: Collection[str]
 
-def needed(recipe: Recipe, model: PlannedModel, texts: Texts) -> Workload:
-    """What decides the run's memory."""
-    judged = recipe.evaluation
-    answers = min(judged.limit, judged.test_limit) > 0
-    slots = cache_slots(recipe.prefix_length, texts.prompt_tokens, judged.max_new_tokens, REACH)
-    return workload(
-        recipe,
-        model.sizes,
-        tied=model.tied,
-        chunk_rows=CHUNK_ROWS_ON_ACCELERATOR,
-        training=micro_batch(recipe, texts.tokens, texts.shared),
-        held_out=packed(recipe, judged.batch_size, texts.tokens, texts.shared),
-        cache=(answered_rows(judged.batch_size), slots) if answers else (0, 0),
-        lengths=texts.lengths,
-    )
+    def option(self, precision: str, variant: Recipe) -> Option:
+        """That of the recipe with its weights kept so."""
+        factors = self._factors(variant)
+        fitting = that_fit(variant, self.needed(variant), factors, self.memory_bytes, self.fixed)
+        changes = next(fitting, None)
+        least = {key: value for key, value in _least(variant).items() if key not in self.fixed}
+        found = updated(variant, least if changes is None else changes)
+        each = work(found, self.model, self.texts)
+        return Option(
+            precision=precision,
+            recipe=found,
+            changes=_changes(self.recipe, found),
+            fits=changes is not None,
+            prediction=memory_plan.predict(self.needed(found), factors),
+            longest_tokens=self._longest(updated(variant, least)),
+            step_flops=each,
+            epoch_flops=each * (self.texts.examples // found.training.batch_size),
+        )
+
+    def needed(self, recipe: Recipe, tokens: int | None = None) -> Workload:
+        """What decides a run's memory; with rows of so many tokens, if not of the data's."""
+        judged, texts = recipe.evaluation, self.texts
+        tokens = max(tokens or texts.tokens, texts.shared + 1)
+        slots = cache_slots(recipe.prefix_length, texts.prompt_tokens, judged.max_new_tokens, REACH)
+        answers = min(judged.limit, judged.test_limit) > 0
+        return workload(
+            recipe,
+            self.model.sizes,
+            tied=self.model.tied,
+            chunk_rows=CHUNK_ROWS_ON_ACCELERATOR if self.accelerator else CHUNK_ROWS,
+            training=micro_batch(recipe, tokens, texts.shared),
+            held_out=packed(recipe, judged.batch_size, tokens, texts.shared),
+            cache=(answered_rows(judged.batch_size), slots) if answers else (0, 0),
+            lengths=texts.lengths,
+        )
+
+    def _longest(self, recipe: Recipe) -> int:
+        low, high = 0, LONGEST // STEP + 1  # `low` steps fit, `high` do not
+        while high - low > 1:
+            middle = (low + high) // 2
+            needed = self.needed(recipe, middle * STEP)
+            fits = memory_plan.predict(needed, self._factors(recipe)).peak_bytes <= self.memory_bytes
+            low, high = (middle, high) if fits else (low, middle)
+        return low * STEP
+
+    def _factors(self, recipe: Recipe) -> Mapping[str, float]:
+        return memory_plan.factors(self.backend, recipe.training.dtype, accelerator=self.accelerator)
 
 
 def work(recipe: Recipe, model: PlannedModel, texts: Texts) -> float:
@@ -187,20 +210,6 @@ def _least(recipe: Recipe) -> dict[str, Any]:
     """Settings that take the least memory with the same result."""
     smallest = {"training.accumulation": recipe.training.batch_size, "evaluation.batch_size": 1}
     return smallest | {"training.remat": True}
-
-
-def _longest(
-    recipe: Recipe, model: PlannedModel, texts: Texts, factors: Mapping[str, float], memory_bytes: float
-) -> int:
-    def fits(steps: int) -> bool:
-        longer = Texts(**vars(texts) | {"tokens": max(steps * STEP, texts.shared + 1)})
-        return memory_plan.predict(needed(recipe, model, longer), factors).peak_bytes <= memory_bytes
-
-    low, high = 0, LONGEST // STEP + 1  # `low` steps fit, `high` do not
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low * STEP
 
 
 def _changes(recipe: Recipe, other: Recipe) -> dict[str, Any]:

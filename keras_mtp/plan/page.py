@@ -16,7 +16,7 @@ def table(plan: Plan) -> Table:
     """A row for every way to keep the weights."""
     shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     shown.add_column("weights")
-    for column in ("batch", "remat", "peak", "longest row", "a step"):
+    for column in ("batch", "remat", "peak", "in", "longest row", "a step"):
         shown.add_column(column, justify="right")
     if plan.speed:
         shown.add_column("an epoch", justify="right")
@@ -35,7 +35,8 @@ def _row(plan: Plan, option: Option) -> list[str]:
         option.precision,
         batch,
         "yes" if training.remat else "no",
-        peak if option.fits else f"{peak}: too much",
+        peak if option.fits else f"too much: {peak}",
+        option.prediction.phase,
         f"{option.longest_tokens} tokens" if option.longest_tokens else "none",
         scaled(option.step_flops, "FLOP"),
         *(time if option.fits else ["-" for _ in time]),
@@ -47,13 +48,22 @@ def notes(plan: Plan) -> list[str]:
     texts, sizes = plan.texts, plan.model.sizes
     lines = [
         f"{plan.model.name}: {sizes.num_layers} blocks of width {sizes.hidden_dim}, {plan.memory_bytes / 1e9:.1f} GB, "
-        f"{plan.backend}.",
+        f"{plan.backend} on {'an accelerator' if plan.accelerator else 'a CPU'}.",
         f"Data: {texts.examples} examples, rows of {texts.mean_tokens:.0f} tokens on average and {texts.tokens} at most; "
         f"{texts.origin}.",
     ]
     if plan.model.tokenizer_name != plan.model.name and "read" in texts.origin:
         lines[-1] += f" Counted with the tokenizer of {plan.model.tokenizer_name}."
     return lines
+
+
+def explanation(plan: Plan) -> str:
+    """How to read the table."""
+    where = "an accelerator's context" if plan.accelerator else "imported libraries"
+    return (
+        f"Predicted, and beside what {where} take. longest row: one at a time, with remat. "
+        "a step: an optimizer step; evaluation and the heads' warm-up come on top."
+    )
 
 
 def command(plan: Plan, name: str, given: Sequence[str], data: str | None) -> str | None:
@@ -78,6 +88,7 @@ def to_json(plan: Plan, run: str | None) -> dict[str, Any]:
     return {
         "model": plan.model.name,
         "backend": plan.backend,
+        "accelerator": plan.accelerator,
         "memory_bytes": plan.memory_bytes,
         "flops_per_second": plan.speed,
         "data": {
