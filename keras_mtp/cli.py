@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from keras_mtp import __version__, backend, run_folder
+from keras_mtp import __version__, backend, disk, run_folder
 from keras_mtp.errors import Diverged, Interrupted, UserError
 from keras_mtp.export import formats
 from keras_mtp.export.folder import require_absent
@@ -129,6 +129,7 @@ def cli() -> None:
     Start here:
       keras-mtp recipes                          what can be run
       keras-mtp recipe gsm8k --data builtin      run it; about 15 minutes on two CPU cores
+      keras-mtp plan gsm8k --memory 24GB         what fits, and how long it takes
       keras-mtp recipe jsonl --data my.jsonl     learn from conversations of your own
       keras-mtp generate RUN "PROMPT"            ask the model that came out of it
       keras-mtp export RUN DIR                   write it for a server, or another library
@@ -213,6 +214,92 @@ def recipe(
 
     click.echo(page.summary(result))
     click.echo(f"The whole report: {folder / run_folder.REPORT_PAGE}")
+
+
+@cli.command(short_help="What fits into a memory, and how long it takes; before anything is downloaded.")
+@click.argument("name", metavar="NAME|PATH")
+@click.option(
+    "--model",
+    metavar="NAME|PATH",
+    help="A published Llama's sizes, llama3.2_1b or llama3.2_3b, or a model on this machine. Default: the recipe's.",
+)
+@click.option("--memory", required=True, metavar="24GB", help="Of the device, all of it: 24GB, 22.5GiB.")
+@click.option(
+    "--speed",
+    metavar="300TFLOPS",
+    help="Operations per second that training reaches; tells the time of an epoch.",
+)
+@click.option(
+    "--on",
+    type=click.Choice(["accelerator", "cpu"]),
+    default="accelerator",
+    show_default=True,
+    help="Whose memory it is.",
+)
+@_backend
+@_data
+@click.option(
+    "--examples", type=click.IntRange(min=1), help="How many are trained on, where --data does not tell."
+)
+@click.option("--tokens", type=click.IntRange(min=1), help="How long all of them are.")
+@click.option(
+    "--set",
+    "assignments",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Change a field of the recipe; it stays so.",
+)
+@click.option(
+    "--json", "file", metavar="FILE", type=click.Path(path_type=Path), help="Also write it, in plain numbers."
+)
+def plan(
+    name: str,
+    model: str | None,
+    memory: str,
+    speed: str | None,
+    on: str,
+    backend_name: str | None,
+    data: str | None,
+    examples: int | None,
+    tokens: int | None,
+    assignments: tuple[str, ...],
+    file: Path | None,
+) -> None:
+    """Say what of a recipe fits into so much memory: batches, weights, and how long an epoch takes.
+
+    A row for every way to keep the weights, changed no more than it must be: smaller micro-batches first, then
+    rematerialisation; neither changes the result. Everything is predicted from sizes; nothing is downloaded or computed.
+    """
+    from rich.console import Console
+
+    from keras_mtp import plan as plans
+    from keras_mtp.plan import page, quantities
+    from keras_mtp.plan.model import planned_model
+    from keras_mtp.plan.texts import texts
+
+    memory_bytes = quantities.bytes_of(memory)
+    flops_per_second = quantities.flops_per_second(speed) if speed else None
+    chosen = with_options(load_recipe(name), {"data.source": data, "model.name": model})
+    chosen = apply_overrides(chosen, assignments)
+    known = planned_model(chosen.model.name)
+    made = plans.make(
+        chosen,
+        known,
+        texts(chosen, known.tokenizer, examples, tokens),
+        memory_bytes=memory_bytes,
+        backend=backend.chosen(backend_name),
+        accelerator=on == "accelerator",
+        speed=flops_per_second,
+        fixed=[assignment.partition("=")[0].strip() for assignment in assignments],
+    )
+    run = page.command(made, name, assignments, data)
+    if file:
+        disk.write_text(file, json.dumps(page.to_json(made, run), indent=2) + "\n")
+    for line in page.notes(made):
+        click.echo(line)
+    Console(width=120).print(page.table(made))
+    click.echo(page.explanation(made))
+    click.echo(run or "Nothing fits. Try a smaller model, data.max_tokens or tuning.method.")
 
 
 @cli.command(short_help="List what can be run, or every field of a recipe.")

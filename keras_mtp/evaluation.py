@@ -17,9 +17,10 @@ import numpy as np
 from keras import ops
 
 from keras_mtp import backend, distribution
-from keras_mtp.data.batches import bucket_lengths, shared_tokens
+from keras_mtp.at_once import answered_rows
 from keras_mtp.data.encoding import Encoded, encode_prompt
 from keras_mtp.data.example import Example
+from keras_mtp.data.lengths import bucket_lengths, shared_tokens
 from keras_mtp.data.targets import head_targets, pad
 from keras_mtp.data.tokenizer import Tokenizer
 from keras_mtp.errors import UserError
@@ -31,8 +32,6 @@ from keras_mtp.recipe import EvaluationRecipe, Recipe
 from keras_mtp.tasks.task import Task
 
 BUCKETS = 3
-# A batch of answers is computed over a multiple of so many rows: no score depends on the batch size.
-ROWS = 32
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -148,7 +147,7 @@ class TaskEvaluation:
 
     Args:
         model: the model to judge, as it stands when called.
-        batch_size: prompts decoded together. They are filled up to a multiple of `ROWS`, so that an answer depends
+        batch_size: prompts decoded together. They are filled up to a multiple of `at_once.ROWS`, so that an answer depends
             neither on this number nor on its neighbours. max_new_tokens: longest answer.
         passed_over: how many items are not among the examples because their prompts are too long.
     """
@@ -203,11 +202,6 @@ class TaskEvaluation:
             further={metric: tuple(scores[metric] for scores in further) for metric in further[0]},
             passed_over=self.passed_over,
         )
-
-
-def answered_rows(batch_size: int) -> int:
-    """Rows that a batch of so many prompts is filled up to."""
-    return -(-batch_size // ROWS) * ROWS
 
 
 def judges(

@@ -15,10 +15,8 @@ import keras
 from keras import ops
 
 from keras_mtp import backend, distribution
+from keras_mtp.at_once import CHUNK_ROWS, CHUNK_ROWS_ON_ACCELERATOR
 from keras_mtp.quantised import Quantised, dequantised, is_quantised
-
-# Logits of so many rows stay in a CPU's cache. An accelerator wants more at a time: each chunk waits for the one before.
-CHUNK_ROWS, CHUNK_ROWS_ON_ACCELERATOR = 128, 1024
 
 
 class LinearCrossEntropy(keras.losses.Loss):

@@ -19,14 +19,17 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from keras_mtp.at_once import CHUNK, INT4_BLOCK, PREFILL
 from keras_mtp.flops import Positions, Sizes
 from keras_mtp.tuning import PREFIXES, methods
 
 FACTORS = Path(__file__).with_name("memory_factors.toml")
 PARTS = (
     *("weights", "trained", "optimizer", "gradients", "best", "activations", "scores"),
-    *("block", "logits", "states", "reading", "cache", "saved"),
+    *("kernel", "block", "logits", "states", "reading", "cache", "left", "saved", "compiled"),
 )
+_ANSWERING = 4  # programs that make answers: of a prefix, of prompts, of a first token, of all others
+_PROGRAM = 2**20  # bytes of a compiled block; what is really kept, a factor says
 _FLOAT32 = 4  # bytes; trained weights, their gradients and optimizer, norms and softmax always are
 
 
@@ -37,6 +40,7 @@ class Workload:
     Args:
         sizes: the Llama's. tied: whether the unembedding is the embedding.
         stored_bytes: per pretrained weight. compute_bytes: per number computed; both 4, or 2 for bfloat16.
+        quantize: a recipe's `model.quantize`; what is quantised is stored as that says, whatever `stored_bytes`.
         method: a recipe's `tuning.method`. prefix_length: P, 0 where there is none. lora_rank, lora_targets: of LoRA.
         heads: number of heads beyond `head_1`. kind, attach: a recipe's `heads.kind` and `heads.attach`.
         heads_frozen: whether the heads are not trained together with what the method trains.
@@ -47,6 +51,7 @@ class Workload:
         snapshots: whether copies of what is trained are written while training goes on.
         chunk_rows: rows whose logits exist at the same time.
         cache_rows, cache_slots: of the key-value cache that answers are made with; 0 for none.
+        lengths, judged_lengths: to which batches are padded, of the training and of the held-out examples; each is a program.
     """
 
     sizes: Sizes
@@ -56,6 +61,7 @@ class Workload:
     chunk_rows: int
     stored_bytes: int = 4
     compute_bytes: int = 4
+    quantize: str = "none"
     method: str = "prefix"
     prefix_length: int = 0
     lora_rank: int = 0
@@ -72,6 +78,8 @@ class Workload:
     snapshots: bool = False
     cache_rows: int = 0
     cache_slots: int = 0
+    lengths: int = 1
+    judged_lengths: int = 1
 
     @property
     def full(self) -> bool:
@@ -84,6 +92,28 @@ class Workload:
         sizes = self.sizes
         tables = sizes.vocabulary_size * sizes.hidden_dim * (1 if self.tied else 2)
         return tables + sizes.num_layers * _block_weights(sizes) + sizes.hidden_dim
+
+    @property
+    def trunk_bytes(self) -> float:
+        """How these numbers are stored, scales included."""
+        sizes = self.sizes
+        if self.quantize == "none":
+            return self.stored_bytes * self.trunk_weights
+        norms = sizes.hidden_dim * (1 + 2 * sizes.num_layers)
+        quantised = self.trunk_weights - norms
+        shapes = [*sizes.projections.values()] * sizes.num_layers
+        inputs, outputs = (sum(shape[axis] for shape in shapes) for axis in (0, 1))
+        if self.quantize == "int8":  # a scale for every output
+            of_matrices = quantised + _FLOAT32 * (outputs + sizes.vocabulary_size * (1 if self.tied else 2))
+        else:  # a scale and a zero for every output and so many inputs, and for every input the number of its group
+            groups = quantised / INT4_BLOCK
+            of_matrices = quantised / 2 + (_FLOAT32 + 1) * groups + _FLOAT32 * (inputs + sizes.hidden_dim)
+        return of_matrices + self.stored_bytes * norms
+
+    @property
+    def table_bytes(self) -> float:
+        """The embedding as it is stored."""
+        return self.trunk_bytes / self.trunk_weights * self.sizes.vocabulary_size * self.sizes.hidden_dim
 
     @property
     def head_weights(self) -> int:
@@ -158,25 +188,28 @@ def _tables() -> dict:
     return tomllib.loads(FACTORS.read_text("utf-8"))
 
 
-def factors(backend: str, dtype: str) -> Mapping[str, float]:
-    """The measured factors of a backend with a compute dtype, "float32" or "mixed_bfloat16"."""
-    return _tables()[backend][dtype]
+def factors(backend: str, dtype: str, *, accelerator: bool = False) -> Mapping[str, float]:
+    """The measured factors of a backend with a compute dtype, "float32" or "mixed_bfloat16".
+
+    All were measured on a CPU. An accelerator gets those of float32 for bfloat16 too: it multiplies in bfloat16, where a CPU
+    may first make float32 of what it multiplies.
+    """
+    return _tables()[backend]["float32" if accelerator else dtype]
 
 
 def counted(workload: Workload) -> dict[str, dict[str, float]]:
     """Bytes by part for every phase, as the shapes have it: what the factors are multiplied with."""
     w = workload
     kept: dict[str, float] = {
-        "weights": w.stored_bytes * w.trunk_weights,
+        "weights": w.trunk_bytes,
         "trained": _FLOAT32 * (w.head_weights + w.added_weights),
     }
-    table = _FLOAT32 * w.sizes.vocabulary_size * w.sizes.hidden_dim
     phases: dict[str, dict[str, float]] = {
-        "loading": {"reading": table},
+        "loading": {"reading": w.table_bytes},
         "evaluation": _passing(w, w.held_out),
     }
     if w.cache_rows:
-        phases["generation"] = {"cache": _cache(w)}
+        phases["generation"] = _answering(w)
     if w.heads and w.warmup:
         phases["warm-up"] = _stage(w, trunk=False, tuned=w.head_weights)
     tuned = 0 if w.heads_alone else w.added_weights + w.full * w.trunk_weights
@@ -186,7 +219,25 @@ def counted(workload: Workload) -> dict[str, dict[str, float]]:
         "optimizer": phases["training"]["optimizer"],
         "saved": _copied(w, tuned),
     }
-    return {name: kept | parts for name, parts in phases.items()}
+    return {name: kept | {"compiled": _compiled(w, name)} | parts for name, parts in phases.items()}
+
+
+def _compiled(w: Workload, phase: str) -> float:
+    """Programs that have been compiled when a phase ends; none is ever given up."""
+    done = w.judged_lengths if phase != "loading" else 0
+    done += _ANSWERING * bool(w.cache_rows) if phase not in ("loading", "evaluation") else 0
+    done += w.lengths if phase == "warm-up" else 0
+    done += w.lengths * (1 + bool(w.heads and w.warmup)) if phase in ("training", "saving") else 0
+    return _PROGRAM * (w.sizes.num_layers + w.heads) * done
+
+
+def _answering(w: Workload) -> dict[str, float]:
+    """The cache, and what a pass over some tokens of every prompt takes."""
+    read = Positions(rows=w.cache_rows, own=PREFILL, kept=CHUNK - PREFILL)
+    return _passing(w, read) | {
+        "cache": _cache(w),
+        "logits": _FLOAT32 * w.cache_rows * w.sizes.vocabulary_size,
+    }
 
 
 def _stage(w: Workload, *, trunk: bool, tuned: int) -> dict[str, float]:
@@ -208,6 +259,7 @@ def _stage(w: Workload, *, trunk: bool, tuned: int) -> dict[str, float]:
         "gradients": _FLOAT32 * tuned + w.full * trunk * table,
         "best": _FLOAT32 * tuned * 3 * w.keep_best * trunk,
         "saved": _copied(w, tuned) * w.snapshots,
+        "left": _cache(w),  # by the answers before, among what was freed
     }
 
 
@@ -222,7 +274,10 @@ def _passing(w: Workload, positions: Positions) -> dict[str, float]:
     c, sizes, count = w.compute_bytes, w.sizes, positions.count
     pairs = _FLOAT32 * positions.pairs * sizes.query_dim / sizes.head_dim
     inner = count * (c * 2 + _FLOAT32) * sizes.intermediate_dim
+    table = c * sizes.vocabulary_size * sizes.hidden_dim
     return {
+        # What is quantised is made floating-point a matrix at a time; none is larger than the unembedding.
+        "kernel": table * (w.quantize != "none"),
         "block": max(pairs, inner),
         "logits": _FLOAT32 * w.chunk_rows * sizes.vocabulary_size,
         "states": (1 + w.heads) * c * positions.count * sizes.hidden_dim,

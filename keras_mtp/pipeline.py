@@ -10,7 +10,7 @@ from pathlib import Path
 import keras
 from rich.console import Console
 
-from keras_mtp import checkpoint, disk, distribution, memory, memory_check, report, run_folder
+from keras_mtp import backend, checkpoint, disk, distribution, memory, memory_check, report, run_folder
 from keras_mtp.data.batches import require_a_batch
 from keras_mtp.data.chat_template import read_template
 from keras_mtp.data.draft_vocabulary import most_frequent
@@ -85,6 +85,7 @@ def _run(recipe: Recipe, shared: Path, folder: Path, screen: Console, callbacks:
     memory_check.before_loading(recipe, base, clock)
     model, tokenizer = model_from_recipe(recipe)
     start.restore(model, base)
+    backend.return_freed_memory()
     data = recipe.data
     encoded = encode_all(task.examples("train"), tokenizer, data.max_tokens, data.too_long, data.special_text)
     training, held_out = split_held_out(encoded.examples, recipe.evaluation.limit)
@@ -109,6 +110,7 @@ def _run(recipe: Recipe, shared: Path, folder: Path, screen: Console, callbacks:
         trained = train(
             model, training, recipe, log, judge_held_out, [bar, *callbacks], start.heads, snapshots
         )
+    backend.return_freed_memory()
     checkpoint.save(
         folder / CHECKPOINT, model, trained.optimizer.variables, base=base, steps=trained.kept_step
     )

@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from keras_mtp.at_once import INT4_BLOCK as BLOCK
+
 MODES = ("int8", "int4")
-BLOCK = 32  # inputs that share a scale and a zero in int4
 _EPSILON = np.float32(1e-7)  # Keras': keeps a row of zeros from a division by zero
 
 

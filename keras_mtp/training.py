@@ -25,8 +25,9 @@ import keras
 from keras_mtp import backend, distribution
 from keras_mtp.callbacks import BestHeldOut, HeldOut, Plateau, StepLog
 from keras_mtp.checkpoint import trained_variables
-from keras_mtp.data.batches import Batches, shared_tokens
+from keras_mtp.data.batches import Batches
 from keras_mtp.data.encoding import Encoded
+from keras_mtp.data.lengths import shared_tokens
 from keras_mtp.errors import UserError
 from keras_mtp.evaluation import HeldOutEvaluation
 from keras_mtp.losses import LinearCrossEntropy
@@ -259,6 +260,7 @@ def _fit(
     backend.build_for_fit(stage.view, dict.fromkeys(losses, stage.view.backbone.hidden_dim))
     group = distribution.active()
     group.prepare(stage.view)
+    backend.return_freed_memory()
     for first, steps, epochs in _stretches(taken.done, stage):
         stage.view.fit(
             group.fit_input(backend.fit_input(batches.after(first))),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_mtp import backend
+from keras_mtp import backend, memory
 from keras_mtp.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -129,6 +129,26 @@ def test_where_torch_cannot_compile_a_warning_says_so_and_training_goes_on():
     with pytest.warns(UserWarning, match="runs uncompiled: no C\\+\\+ compiler$"):
         assert float(function(torch.tensor(1.0))) == 2
     assert float(function(torch.tensor(2.0))) == 3  # and it warns once
+
+
+def test_memory_between_what_is_still_used_goes_back_to_the_system():
+    """Pages that are free, but not at the heap's end, where alone glibc gives them back by itself."""
+    if sys.platform != "linux":
+        pytest.skip("only glibc is asked to")
+    pieces = [np.ones(100_000, "uint8") for _ in range(4000)]
+    del pieces[::2], pieces[1::2]  # every fourth stays where it is
+    before = memory.resident_bytes()
+    backend.return_freed_memory()
+    assert before - memory.resident_bytes() > 100_000_000 and len(pieces) == 1000
+
+
+def test_results_may_take_the_memory_of_an_argument_that_nobody_looks_at_again():
+    add = backend.compiled(lambda x, y: y + x, [], consumed=(1,))
+    kept, given = ops.ones((4, 3)), ops.ones((4, 3))
+    np.testing.assert_array_equal(ops.convert_to_numpy(add(kept, given)), np.full((4, 3), 2.0))
+    np.testing.assert_array_equal(ops.convert_to_numpy(kept), np.ones((4, 3)))
+    if keras.config.backend() == "jax":
+        assert given.is_deleted()
 
 
 def test_rows_written_at_once_are_those_written_one_by_one(monkeypatch):

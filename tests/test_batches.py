@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from keras_mtp import backend
-from keras_mtp.data.batches import MOST_BUCKETS, Batches, bucket_lengths, enough_buckets
+from keras_mtp.data.batches import Batches
 from keras_mtp.data.encoding import Encoded
+from keras_mtp.data.lengths import MOST_BUCKETS, bucket_lengths, enough_buckets
 from keras_mtp.data.splits import places_by_source, split_held_out
 from keras_mtp.errors import UserError
 from tests import tiny

@@ -14,7 +14,7 @@ from keras_mtp.errors import Diverged, Interrupted, UserError
 from keras_mtp.recipe import documented_fields
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("recipe", "recipes", "study", "evaluate", "generate", "export")
+COMMANDS = ("recipe", "recipes", "plan", "study", "evaluate", "generate", "export")
 
 
 def run(*arguments: str):

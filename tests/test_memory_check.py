@@ -1,6 +1,7 @@
 """A run that cannot fit is refused before it trains, and told what would fit."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import keras
 import pytest
@@ -8,8 +9,10 @@ import pytest
 from keras_mtp import memory, memory_check, memory_plan, pipeline
 from keras_mtp.data.batches import Batches
 from keras_mtp.errors import UserError
+from keras_mtp.flops import Sizes
 from keras_mtp.models.backbone import base_info
 from keras_mtp.recipe import updated
+from keras_mtp.workload import that_fit, workload
 from tests import tiny, tiny_run
 from tests.tiny_gguf import write_tiny_gguf
 
@@ -31,9 +34,11 @@ def base(recipe):
 
 
 def needed(recipe, base):
-    return memory_check.workload(
+    return workload(
         recipe,
-        base,
+        Sizes.of(SimpleNamespace(**base.architecture)),
+        tied=True,
+        chunk_rows=128,
         training=memory_check.training_positions(recipe, EXAMPLES, 64),
         held_out=memory_check.held_out_positions(recipe, EXAMPLES[:8]),
         cache=(32, 128),
@@ -44,13 +49,13 @@ def factors(recipe):
     return memory_plan.factors(keras.config.backend(), recipe.training.dtype)
 
 
-def test_the_longest_batch_is_one_that_the_run_will_see(recipe):
+def test_the_lengths_are_those_of_the_batches_that_the_run_will_see(recipe):
     batches = [
         Batches(EXAMPLES, heads=("head_1",), steps=steps, batch_size=8, buckets=0, purpose=purpose)
         for purpose, steps in (("warmup", 2), ("joint", 3))
     ]
     widths = {each[index][0].shape[1] for each in batches for index in range(each.num_batches)}
-    assert len(widths) > 1 and memory_check.longest(recipe, EXAMPLES) == max(widths)
+    assert len(widths) > 1 and memory_check.padded_lengths(recipe, EXAMPLES) == widths
 
 
 def test_positions_are_those_of_a_micro_batch_with_its_prefix(recipe):
@@ -63,22 +68,23 @@ def test_positions_are_those_of_a_micro_batch_with_its_prefix(recipe):
 
 
 def test_settings_that_fit_are_named_and_the_smallest_change_comes_first(recipe, base):
-    workload = needed(recipe, base)
+    whole_run = needed(recipe, base)
 
-    def fitting(free):
-        return next(memory_check.that_fit(recipe, workload, factors(recipe), free), None)
+    def fitting(free, *fixed):
+        return next(that_fit(recipe, whole_run, factors(recipe), free, fixed), None)
 
     def peak(**changes):
-        return memory_plan.predict(dataclasses.replace(workload, **changes), factors(recipe)).peak_bytes
+        return memory_plan.predict(dataclasses.replace(whole_run, **changes), factors(recipe)).peak_bytes
 
     def rows(count):
-        return dataclasses.replace(workload.training, rows=count)
+        return dataclasses.replace(whole_run.training, rows=count)
 
     whole, half = peak(), peak(training=rows(4), accumulated=True)
     assert half < whole
-    assert fitting(whole) == ""
-    assert fitting(half) == "training.accumulation=2"
-    assert "training.accumulation=4" in fitting(half - 1)
+    assert fitting(whole) == {}
+    assert fitting(half) == {"training.accumulation": 2}
+    assert fitting(half - 1)["training.accumulation"] == 4
+    assert fitting(half, "training.accumulation") != {"training.accumulation": 2}
     assert fitting(1000) is None
 
 
@@ -86,7 +92,7 @@ def test_a_run_that_does_not_fit_says_what_it_needs_and_what_there_is():
     parts = {"weights": 2.0 * 2**30, "activations": 6.0 * 2**30, "logits": 0.5 * 2**30, "states": 1.0}
     recipe = tiny_run.load_recipe("gsm8k")
     prediction = memory_plan.Prediction(workload=None, phases={"training": parts})
-    text = memory_check.refusal(prediction, 4 * 2**30, "training.accumulation=2")
+    text = memory_check.refusal(prediction, 4 * 2**30, {"training.accumulation": 2})
     assert "8.50 GiB" in text and "Free: 4.00 GiB" in text and "activations 6.00 GiB" in text
     assert "fits with training.accumulation=2" in text and "training.memory_check=false" in text
     assert "training.remat" not in text

@@ -1,7 +1,10 @@
 """What a run's memory is counted as, against sizes read off a real model, and how the parts move with the recipe."""
 
 import dataclasses
+import math
 
+import keras
+import keras_hub
 import pytest
 
 from keras_mtp import memory_plan
@@ -11,7 +14,7 @@ from keras_mtp.layers.linear_head import LinearHead
 from keras_mtp.layers.sequential_head import SequentialHead
 from keras_mtp.layers.transformer_head import TransformerHead
 from keras_mtp.memory_plan import PARTS, Workload, counted
-from keras_mtp.models import tuned_weights
+from keras_mtp.models import filling, tuned_weights
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
 from tests import tiny
 
@@ -74,6 +77,42 @@ def test_weights_are_those_of_the_model(tied, kind, head, method, arguments):
     assert found.trunk_weights == pretrained
     assert found.head_weights == sum(h.count_params() for h in model.heads)
     assert found.added_weights == tuned_weights.count(model)
+
+
+@pytest.mark.parametrize(("mode", "tied"), [("int8", True), ("int8", False), ("int4", True)])
+def test_quantised_weights_take_what_they_take_in_keras(mode, tied):
+    sizes = {"vocabulary_size": 64, "num_layers": 3, "num_query_heads": 4, "num_key_value_heads": 2}
+    backbone = keras_hub.models.Llama3Backbone(
+        **sizes,
+        hidden_dim=64,
+        intermediate_dim=96,
+        tie_word_embeddings=tied,
+        dtype=filling.policy("mixed_bfloat16", mode),
+    )
+    stored = sum(math.prod(v.shape) * keras.ops.convert_to_numpy(v).itemsize for v in backbone.variables)
+    found = dataclasses.replace(WORKLOAD, sizes=Sizes.of(backbone), tied=tied, quantize=mode)
+    assert found.trunk_bytes == stored
+
+
+def test_of_quantised_weights_one_matrix_at_a_time_is_floating_point():
+    plain, short = changed(compute_bytes=2)["training"], changed(compute_bytes=2, quantize="int8")["training"]
+    assert plain["kernel"] == 0 and short["kernel"] == 2 * 500 * 64
+    assert short["weights"] < plain["weights"] / 3 and short["activations"] == plain["activations"]
+
+
+def test_programs_and_what_answers_leave_stay():
+    phases = changed(cache_rows=32, cache_slots=128, lengths=3, judged_lengths=2)
+    blocks = 7 * 2**20
+    programs = {name: parts["compiled"] / blocks for name, parts in phases.items()}
+    assert programs == {
+        "loading": 0,
+        "evaluation": 2,
+        "generation": 6,
+        "warm-up": 9,
+        "training": 12,
+        "saving": 12,
+    }
+    assert phases["training"]["left"] == phases["generation"]["cache"] > 0
 
 
 def test_phases_are_those_that_the_run_has():

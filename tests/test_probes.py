@@ -4,7 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_mtp.data.batches import Batches, shared_tokens
+from keras_mtp.data.batches import Batches
+from keras_mtp.data.lengths import shared_tokens
 from keras_mtp.errors import UserError
 from keras_mtp.evaluation import HeldOutEvaluation
 from keras_mtp.layers.linear_head import LinearHead

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_mtp.data.batches import shared_tokens
+from keras_mtp.data.lengths import shared_tokens
 from keras_mtp.layers.block import run_block
 from keras_mtp.layers.linear_head import LinearHead
 from keras_mtp.layers.transformer_head import TransformerHead

@@ -25,6 +25,7 @@ which has float32's factors; large batches in evaluation, and the cache that ans
 """
 
 import argparse
+import dataclasses
 import datetime
 import json
 import os
@@ -44,12 +45,13 @@ from rich.table import Table
 from scipy.optimize import least_squares
 
 from keras_mtp.backend import BACKENDS
-from keras_mtp.memory_plan import FACTORS, PARTS
+from keras_mtp.flops import Positions, Sizes
+from keras_mtp.memory_plan import FACTORS, PARTS, Workload, counted
 from tools.benchmarks.screen import console
 
 FEW_STEPS = (
     *("training.steps=2", "heads.warmup_steps=1", "training.compile=false", "data.buckets=1"),
-    *("evaluation.limit=4", "evaluation.test_limit=0", "evaluation.batch_size=4"),
+    *("evaluation.limit=1", "evaluation.test_limit=0", "evaluation.batch_size=4"),
 )
 PROGRAM_BYTES = 3e8  # what the program itself is drawn towards
 PULL = (
@@ -69,58 +71,67 @@ class Case:
     fit: bool = True
 
 
+ANSWERS = "evaluation.test_limit=1 evaluation.max_new_tokens=24"
 CASES = (
     Case("prefix, 4 x 128", "heads.count=0 training.batch_size=4 data.max_tokens=128"),
+    Case(
+        "prefix, a head, answers, 8 x 192",
+        f"heads.count=1 training.batch_size=8 data.max_tokens=192 data.buckets=3 {ANSWERS}",
+    ),
     Case("full, 4 x 192", "heads.count=0 tuning.method=full training.batch_size=4 data.max_tokens=192"),
+    Case(
+        "prefix, a head, bfloat16, answers, 8 x 192",
+        f"heads.count=1 training.dtype=mixed_bfloat16 training.batch_size=8 data.max_tokens=192 {ANSWERS}",
+    ),
+    Case(
+        "prefix, a head, remat, 12 x 192",
+        "heads.count=1 training.remat=true training.batch_size=12 data.max_tokens=192",
+    ),
+    Case(
+        "lora, 4 x 256, answers",
+        f"heads.count=0 tuning.method=lora training.batch_size=4 data.max_tokens=256 {ANSWERS}",
+    ),
     Case("prefix, a head, 8 x 256", "heads.count=1 training.batch_size=8 data.max_tokens=256"),
     Case(
-        "prefix, a head, bfloat16, 16 x 192",
-        "heads.count=1 training.dtype=mixed_bfloat16 training.batch_size=16 data.max_tokens=192",
-    ),
-    Case(
-        "prefix, a head, remat, 16 x 256",
-        "heads.count=1 training.remat=true training.batch_size=16 data.max_tokens=256",
-    ),
-    Case(
-        "prefix, 2 heads, remat, 16 x 192",
-        "heads.count=2 training.remat=true training.batch_size=16 data.max_tokens=192",
+        "gsm8k as it is, fewer steps",
+        "training.steps=6 heads.warmup_steps=3 data.buckets=0 evaluation.limit=32 evaluation.batch_size=32 "
+        "evaluation.test_limit=1 evaluation.max_new_tokens=200",
         fit=False,
     ),
     Case(
-        "full, a head, bfloat16, 8 x 192",
-        "heads.count=1 tuning.method=full training.dtype=mixed_bfloat16 training.batch_size=8 data.max_tokens=192",
-        fit=False,
-    ),
-    Case(
-        "lora on all, 2 linear heads, 16 x 128",
+        "lora on all, 2 linear heads, 4 x 4 x 192",
         "heads.count=2 heads.kind=linear tuning.method=lora tuning.lora_targets=all training.batch_size=16 "
-        "data.max_tokens=128",
+        "training.accumulation=4 data.max_tokens=192",
         fit=False,
     ),
     Case(
-        "prefix, 8 x 192, 2 lengths",
-        "heads.count=0 training.batch_size=8 data.max_tokens=192 training.steps=3 data.buckets=3",
+        "prefix_kv, 2 heads, answers, 8 x 160",
+        f"heads.count=2 tuning.method=prefix_kv training.batch_size=8 data.max_tokens=160 {ANSWERS}",
         fit=False,
     ),
     Case(
-        "prefix, a head, 3 lengths, 12 steps",
-        "heads.count=1 training.batch_size=8 data.max_tokens=192 training.steps=12 heads.warmup_steps=4 data.buckets=3",
+        "full, a head, bfloat16, 8 x 128",
+        "heads.count=1 tuning.method=full training.dtype=mixed_bfloat16 training.batch_size=8 data.max_tokens=128",
         fit=False,
     ),
     Case(
-        "prefix_kv, 2 heads, 8 x 192",
-        "heads.count=2 tuning.method=prefix_kv training.batch_size=8 data.max_tokens=192",
+        "lora, a head, bfloat16, 8 x 256",
+        "heads.count=1 tuning.method=lora training.dtype=mixed_bfloat16 training.batch_size=8 data.max_tokens=256",
+        fit=False,
+    ),
+    Case(
+        "prefix, a head, int8, answers, 8 x 192",
+        f"heads.count=1 model.quantize=int8 training.dtype=mixed_bfloat16 training.batch_size=8 data.max_tokens=192 {ANSWERS}",
+        fit=False,
+    ),
+    Case(
+        "prefix, 2 heads, remat, 8 x 256",
+        "heads.count=2 training.remat=true training.batch_size=8 data.max_tokens=256",
         fit=False,
     ),
     Case(
         "judged in batches of 32",
         "heads.count=0 training.batch_size=1 data.max_tokens=256 evaluation.batch_size=32",
-        fit=False,
-    ),
-    Case(
-        "answers in batches of 32",
-        "heads.count=0 training.batch_size=1 data.max_tokens=128 evaluation.batch_size=32 evaluation.test_limit=4 "
-        "evaluation.max_new_tokens=8",
         fit=False,
     ),
 )
@@ -160,7 +171,7 @@ def run_one(wanted: Mapping[str, Any]) -> dict[str, Any]:
     backend.select(wanted["backend"])
     import keras
 
-    from keras_mtp import memory, memory_plan, pipeline
+    from keras_mtp import memory, pipeline
     from keras_mtp.recipe import apply_overrides, load_recipe
 
     class Follow(keras.callbacks.Callback):
@@ -182,7 +193,7 @@ def run_one(wanted: Mapping[str, Any]) -> dict[str, Any]:
         "peak_bytes": report.peak_bytes,
         "began_bytes": follow.began_bytes,
         "ended_bytes": follow.ended_bytes,
-        "counted": memory_plan.counted(report.predicted.workload),
+        "workload": dataclasses.asdict(report.predicted.workload),
     }
 
 
@@ -234,7 +245,7 @@ def _fit(rows: Sequence[Mapping[str, Any]], towards: np.ndarray) -> np.ndarray:
     """The factors, `program` first in units of `PROGRAM_BYTES`."""
     cases = []
     for row in rows:
-        phases = row["counted"]
+        phases = _counted(row)
         before = [phases[name] for name in BEFORE if name in phases]
         unsaved = [parts for name, parts in phases.items() if name != "saving"]
         cases += [(_table(phases.values()), row["peak_bytes"]), (_table(unsaved), row["ended_bytes"])]
@@ -247,6 +258,14 @@ def _fit(rows: Sequence[Mapping[str, Any]], towards: np.ndarray) -> np.ndarray:
         return np.concatenate([of_peaks, PULL * (factors - towards)])
 
     return least_squares(off, towards, bounds=(0, np.inf), x_scale=0.1).x
+
+
+def _counted(row: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Anew from what the run was, so that a run measured before stays of use when something else is counted."""
+    of_run = row["workload"]
+    nested = {"sizes": Sizes(**of_run["sizes"]), "lora_targets": tuple(of_run["lora_targets"])}
+    nested |= {name: Positions(**of_run[name]) for name in ("training", "held_out")}
+    return counted(Workload(**of_run | nested))
 
 
 def _table(phases: Iterable[Mapping[str, float]]) -> np.ndarray:
@@ -271,7 +290,7 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
     table = Table("backend", "run", "used for", "predicted GB", "measured GB", "ratio")
     for row in rows:
         factors = memory_plan.factors(row["backend"], row["dtype"])
-        predicted = max(sum(p.values()) for p in memory_plan.weighed(row["counted"], factors).values())
+        predicted = max(sum(p.values()) for p in memory_plan.weighed(_counted(row), factors).values())
         ratio = predicted / row["peak_bytes"]
         use = "fit" if row["fit"] else "check"
         numbers = f"{predicted / 1e9:.2f}", f"{row['peak_bytes'] / 1e9:.2f}", f"{ratio:.2f}"

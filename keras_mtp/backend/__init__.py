@@ -9,6 +9,7 @@ and itself imports neither Keras nor a backend.
 import atexit
 import contextlib
 import ctypes
+import functools
 import importlib.util
 import os
 import sys
@@ -37,10 +38,7 @@ def select(name: str | None = None) -> str:
     Raises:
         UserError: unknown, not installed, or Keras already runs on another one.
     """
-    name, origin = (name, "--backend") if name else (os.environ.get("KERAS_BACKEND"), "KERAS_BACKEND")
-    name = name or _first_installed()
-    if name not in BACKENDS:
-        raise UserError(f"`{origin}` must be one of {', '.join(BACKENDS)}. Received: {origin}={name}.")
+    name = chosen(name)
     if importlib.util.find_spec(name) is None:
         raise UserError(f'The backend {name} is not installed. Run: pip install "keras_mtp[{name}]"')
     if "keras" in sys.modules and (running := sys.modules["keras"].backend.backend()) != name:
@@ -52,6 +50,19 @@ def select(name: str | None = None) -> str:
     _set_defaults(name)
     if name != "tensorflow":
         _keep_freed_memory()
+    return name
+
+
+def chosen(name: str | None = None) -> str:
+    """The backend that `select` would take; it need not be installed if it was named.
+
+    Raises:
+        UserError: unknown.
+    """
+    name, origin = (name, "--backend") if name else (os.environ.get("KERAS_BACKEND"), "KERAS_BACKEND")
+    name = name or _first_installed()
+    if name not in BACKENDS:
+        raise UserError(f"`{origin}` must be one of {', '.join(BACKENDS)}. Received: {origin}={name}.")
     return name
 
 
@@ -124,6 +135,17 @@ def _keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, -1)
 
 
+def return_freed_memory() -> None:
+    """Gives the system what was freed, between two phases of a run.
+
+    A phase asks for blocks of other sizes than the one before and hardly finds room among what that has freed: on JAX, a
+    run that answers test items before it trains would keep what both have taken, the larger and the smaller.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError, OSError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 def _cache_folder() -> Path:
     if sys.platform == "darwin":
         parent = "~/Library/Caches"
@@ -193,7 +215,9 @@ def join(data: int, model: int) -> Group:
     return Group()
 
 
-def compiled(function: Callable, variables: Sequence, *, xla: bool = False) -> Callable:
+def compiled(
+    function: Callable, variables: Sequence, *, xla: bool = False, consumed: Sequence[int] = ()
+) -> Callable:
     """`function` as the backend runs it fastest without gradients: jitted by JAX, traced by TensorFlow, plain in torch.
 
     Args:
@@ -202,6 +226,8 @@ def compiled(function: Callable, variables: Sequence, *, xla: bool = False) -> C
             constants of the program, copied into it and never updated.
         xla: have TensorFlow compile it too. A loop that writes a little into a large tensor needs it: without, the
             tensor is copied in every turn.
+        consumed: places of arguments that nobody looks at after a call. JAX then writes results into their memory, where it
+            would else hold both at once; torch changes what is to be changed in place anyway.
 
     Returns:
         A function of the same arguments (NumPy arrays are welcome) that sees the variables as they are at each call.
@@ -210,7 +236,7 @@ def compiled(function: Callable, variables: Sequence, *, xla: bool = False) -> C
 
     name = keras.config.backend()
     if name == "jax":
-        return _jax_compiled(function, variables)
+        return _jax_compiled(function, variables, consumed)
     if name == "tensorflow":
         import tensorflow as tf
 
@@ -573,13 +599,13 @@ def not_before(x, parts: Sequence) -> Sequence:
     return parts
 
 
-def _jax_compiled(function: Callable, variables: Sequence) -> Callable:
+def _jax_compiled(function: Callable, variables: Sequence, consumed: Sequence[int]) -> Callable:
     import jax
     import keras
 
     variables = list({id(v): v for v in variables}.values())
 
-    @jax.jit
+    @functools.partial(jax.jit, donate_argnums=tuple(1 + place for place in consumed))
     def stateless(values, *arguments):
         with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
             return function(*arguments)

@@ -11,10 +11,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_mtp.at_once import PREFILL
 from keras_mtp.data.encoding import encode_raw
 from keras_mtp.errors import UserError
 from keras_mtp.export.served_model import padded
-from keras_mtp.generation.decoding import PREFILL
 
 # By compute dtype, how far logits may be apart, as a part of the largest: the same arithmetic, compiled another way.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2, "float16": 5e-3}

@@ -17,10 +17,10 @@ import keras
 from keras import ops
 
 from keras_mtp import backend
+from keras_mtp.at_once import CHUNK, PREFILL
 from keras_mtp.export.choose import choose
-from keras_mtp.generation.attention import CHUNK
 from keras_mtp.generation.batch import FOREVER
-from keras_mtp.generation.decoding import PREFILL, Decoding, Rows
+from keras_mtp.generation.decoding import Decoding, Rows
 from keras_mtp.generation.fixed_shape import fixed_multiple, fixed_shape
 from keras_mtp.generation.generator import STRETCH
 from keras_mtp.generation.merged_kernels import MergedKernels

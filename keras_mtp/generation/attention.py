@@ -8,10 +8,9 @@ B rows of the batch, R new tokens per row, S slots, H key-value heads, G query h
 
 from keras import ops
 
+from keras_mtp.at_once import CHUNK
 from keras_mtp.generation.fixed_shape import BLOCK
 from keras_mtp.layers.block import fold_groups, unfold_groups
-
-CHUNK = 128  # slots; a cache has a multiple of this
 
 
 def attend_filled(query, keys, values, positions, scale: float):

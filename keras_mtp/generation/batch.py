@@ -6,12 +6,11 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 from keras import ops
 
-from keras_mtp.generation.attention import CHUNK
-from keras_mtp.generation.decoding import PREFILL, Decoding, Rows
+from keras_mtp.at_once import AHEAD, PREFILL, cache_slots, slots_for
+from keras_mtp.generation.decoding import Decoding, Rows
 from keras_mtp.generation.sampling import Sampling
 from keras_mtp.generation.statistics import Statistics
 
-AHEAD = 512  # new tokens for which a cache has room from the start, where so many are allowed
 FOREVER = 2**30
 
 # New tokens of every row in, the rows that shall end out.
@@ -127,7 +126,7 @@ class Batch:
         needed = int(_numpy(self.rows.at).max()) + self.decoding.reach
         if needed <= slots:
             return
-        more = _slots(needed) - slots
+        more = slots_for(needed) - slots
         self.cache = self.cache.padded(more)
         ids = ops.pad(self.rows.ids, [(0, 0), (0, more), (0, 0)])
         self.rows = self.rows._replace(ids=ids)
@@ -140,23 +139,6 @@ class Batch:
             first = self.prefix_length + length
             uniforms[row, first:] = self.sampling.uniforms(row, slots - first)
         return uniforms
-
-
-def cache_slots(prefix_length: int, prompt_tokens: int, new_tokens: int, reach: int) -> int:
-    """Slots that a cache has for a prefix, prompts of at most so many tokens, and answers to them.
-
-    Args:
-        reach: of the `Decoding`.
-    """
-    return _slots(prefix_length + -(-prompt_tokens // PREFILL) * PREFILL + new_tokens + reach)
-
-
-def _slots(needed: int) -> int:
-    """The next size of a cache: CHUNK times 1, 2, 3, 4, 6, 8, 12, ..., few enough to compile for each."""
-    chunks = 1
-    while chunks * CHUNK < needed:
-        chunks += 2 ** chunks.bit_length() // 4 or 1  # half the largest power of two that is in it
-    return chunks * CHUNK
 
 
 def _numpy(x) -> np.ndarray:

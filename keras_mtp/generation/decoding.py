@@ -15,12 +15,11 @@ import keras
 from keras import ops
 
 from keras_mtp import backend
+from keras_mtp.at_once import PREFILL
 from keras_mtp.generation.acceptance import agreeing, yielded
 from keras_mtp.generation.cached_forward import Cache, CachedForward, Weights, at_slots
 from keras_mtp.generation.drafting import drafted
 from keras_mtp.generation.merged_kernels import MergedKernels
-
-PREFILL = 64  # tokens of a prompt read in one pass
 
 Choose = Callable[[Any, Any], Any]  # logits (B, R, V), uniforms (B, R) -> token ids (B, R)
 
@@ -69,13 +68,16 @@ class Decoding:
         # Slots from a row's `at` on that a pass may touch: R tokens and what they say; or K, and K - 1 drafts behind the last.
         self.reach = max(width + 1, 2 * self.said_per_pass)
 
-        def program(function: Callable) -> Callable:
-            return backend.compiled(function, self.forward.variables, xla=True) if compiled else function
+        def program(function: Callable, cache: int) -> Callable:
+            """As a program; `cache` is the place of the argument whose memory the new cache may take."""
+            if not compiled:
+                return function
+            return backend.compiled(function, self.forward.variables, xla=True, consumed=(cache,))
 
-        self.prefill = program(self._prefill)
-        self.first = program(self._first)
-        self.passes = program(self._passes)
-        self.read_prefix = program(self.forward.read_prefix)
+        self.prefill = program(self._prefill, 4)
+        self.first = program(self._first, 4)
+        self.passes = program(self._passes, 4)
+        self.read_prefix = program(self.forward.read_prefix, 0)
 
     def _prefill(self, ids, done, lengths, state, cache: Cache):
         """Reads `PREFILL` tokens of every prompt, from the `done`-th on.

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from keras_mtp.generation.batch import Batch, OnTokens, cache_slots
+from keras_mtp.at_once import cache_slots
+from keras_mtp.generation.batch import Batch, OnTokens
 from keras_mtp.generation.decoding import Decoding
 from keras_mtp.generation.fixed_shape import fixed_shape
 from keras_mtp.generation.merged_kernels import MergedKernels

@@ -18,7 +18,7 @@ import numpy as np
 from keras import ops
 
 from keras_mtp import backend
-from keras_mtp.data.batches import bucket_lengths
+from keras_mtp.data.lengths import bucket_lengths
 from keras_mtp.losses import CHUNK_ROWS, score_rows
 
 WIDTHS = 4  # lengths that texts are padded to; each is a shape to compile

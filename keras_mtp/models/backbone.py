@@ -33,6 +33,7 @@ __all__ = [
     "context_length",
     "load_backbone",
     "locate",
+    "opened",
 ]
 
 
@@ -144,6 +145,11 @@ def base_info(name: str = DEFAULT_MODEL) -> BaseInfo:
 def context_length(name: str = DEFAULT_MODEL) -> int | None:
     """The longest text, in tokens, that a model was made for, as its files state it; None where they do not."""
     return _open(find(name)).context_length
+
+
+def opened(name: str) -> Source:
+    """A model's files, checked but for the weights' values, which are not read; a hub's model is downloaded."""
+    return _open(find(name))
 
 
 def locate(name: str) -> Path:

@@ -83,7 +83,7 @@ def _batches(recipe, workload: Workload, heads):
 
 def _our_work(recipe, workload: Workload, heads) -> Iterator[dict[str, float]]:
     """Flops and padding of the first pass through the examples; later ones hardly differ."""
-    from keras_mtp.data.batches import shared_tokens
+    from keras_mtp.data.lengths import shared_tokens
 
     batches, shared = _batches(recipe, workload, heads), shared_tokens(workload.examples)
     for step in range(workload.batches):
