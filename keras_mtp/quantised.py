@@ -16,7 +16,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_mtp import backend
+from keras_mtp import backend, distribution
 from keras_mtp.rounding import MODES
 
 
@@ -162,7 +162,7 @@ def table_rows(layer, token_ids: np.ndarray) -> np.ndarray:
         rows = Quantised.of_embedding(layer).rows(token_ids).kernel("float32")
     else:
         rows = ops.cast(ops.take(layer.embeddings, token_ids, axis=0), "float32")
-    return ops.convert_to_numpy(rows)
+    return distribution.active().whole(rows)
 
 
 def dequantised(values, scale, zero=None, *, layout: Layout, dtype: str):

@@ -13,8 +13,9 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from keras_mtp import distribution
+from keras_mtp import cli, distribution
 from keras_mtp.backend.group import Group
 from keras_mtp.data.batches import Batches
 from keras_mtp.errors import UserError
@@ -75,6 +76,13 @@ def test_one_device_needs_nothing():
     with distribution.begun(1, 1) as group:
         assert type(group) is Group and group.is_chief and distribution.active() is group
         assert group.rows(8) == slice(0, 8)
+
+
+@on_jax
+def test_a_study_is_one_process(monkeypatch):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:1")
+    result = CliRunner().invoke(cli.cli, ["study", "gsm8k", "--backend", "jax"])
+    assert result.exit_code == 2 and "`study` must be started as one process" in result.output
 
 
 # What a process does

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 from keras import ops
 
+from keras_mtp import distribution
 from keras_mtp.at_once import AHEAD, PREFILL, cache_slots, slots_for
 from keras_mtp.generation.decoding import Decoding, Rows
 from keras_mtp.generation.sampling import Sampling
@@ -142,4 +143,4 @@ class Batch:
 
 
 def _numpy(x) -> np.ndarray:
-    return np.asarray(ops.convert_to_numpy(x)) if not isinstance(x, np.ndarray) else x
+    return distribution.active().whole(x) if not isinstance(x, np.ndarray) else x

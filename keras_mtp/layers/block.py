@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_mtp import backend
+from keras_mtp import backend, distribution
 from keras_mtp.layers.lora import inputs_of, projection
 from keras_mtp.quantised import Quantised, is_quantised
 from keras_mtp.tuning import PROJECTIONS
@@ -141,7 +141,8 @@ def _matrix(dense, inputs: int, merged=None):
 def copy_weights(block, other) -> None:
     """Gives one decoder block the weights of another, in floating point where that one is quantised."""
     if not any(is_quantised(projection(block, name)) for name in PROJECTIONS):
-        other.set_weights(block.get_weights())
+        whole = distribution.active().whole  # of a trunk whose weights several devices share, too
+        other.set_weights([whole(variable.value) for variable in block.weights])
         return
     for name in PROJECTIONS:
         dense, kernel = projection(block, name), projection(other, name)._kernel
