@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_mtp import distribution
 from keras_mtp.data.batches import Batches
 from keras_mtp.errors import Diverged
 from keras_mtp.evaluation import HeldOutEvaluation
@@ -54,7 +55,11 @@ class StepLog(keras.callbacks.Callback):
             return
         step = self.micro_batches // self.batches.accumulation
         losses = _losses_by_head(logs, self.batches.heads)
-        losses = {name: loss / self.batches.weight(name, step - 1) for name, loss in losses.items()}
+        totals = distribution.active().total(list(losses.values()))
+        losses = {
+            name: total / self.batches.weight(name, step - 1)
+            for name, total in zip(losses, totals, strict=True)
+        }
         seconds = time.monotonic() - self.begun
         self.log.step(
             self.stage,
@@ -148,8 +153,8 @@ class BestHeldOut(keras.callbacks.Callback):
         row = self.log.latest
         assert row is not None, "an evaluation belongs to a step"
         if self._is_best(row):
-            # A copy: the backends train on in the memory that `convert_to_numpy` shows.
-            self.values = [np.array(keras.ops.convert_to_numpy(v.value)) for v in self.variables]
+            # A copy: the backends train on in the memory that `whole` shows.
+            self.values = [np.array(distribution.active().whole(v.value)) for v in self.variables]
 
     def remember(self, rows: Sequence[Mapping[str, Any]], values: Sequence[np.ndarray]) -> None:
         """Goes on after a run was cut off.

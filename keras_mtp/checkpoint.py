@@ -21,7 +21,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from keras_mtp import disk
+from keras_mtp import disk, distribution
 from keras_mtp.errors import UserError
 from keras_mtp.models.backbone import BaseInfo
 from keras_mtp.models.tuned_weights import OWNERS, named, tuned_variables
@@ -126,11 +126,13 @@ def save(
 def write(
     folder: Path, what: Content, *, base: BaseInfo, steps: int, further: Mapping[str, bytes] | None = None
 ) -> None:
-    """As `save`, from a copy, and without Keras, so that it may be done beside the training.
+    """As `save`, from a copy, and without Keras, so that it may be done beside the training. Only the chief writes.
 
     Args:
         further: more files, by name, each with its hash in the manifest.
     """
+    if not distribution.active().is_chief:
+        return
     with disk.whole_folder(folder) as new:
         for name, arrays in what.arrays.items():
             disk.DISK.write_tensors(new / name, arrays)
@@ -281,10 +283,9 @@ def numbered(items: Iterable[Any]) -> dict[str, Any]:
 
 
 def copies(variables: Mapping[str, "keras.Variable"]) -> dict[str, np.ndarray]:
-    """Copies of variables' values: the backends train on in the memory that `convert_to_numpy` shows."""
-    from keras import ops
-
-    return {name: np.array(ops.convert_to_numpy(v.value), order="C") for name, v in variables.items()}
+    """Copies of variables' values: the backends train on in the memory that `whole` shows."""
+    whole = distribution.active().whole
+    return {name: np.array(whole(v.value), order="C") for name, v in variables.items()}
 
 
 def _draft_vocabulary(model: "MTPCausalLM") -> dict[str, np.ndarray]:

@@ -198,11 +198,15 @@ def recipe(
     chosen = apply_overrides(chosen, assignments)
     backend_name = backend.select(backend_name)
     folder = folder or _folder_name(chosen, backend_name)
-    with _only_result_on_stdout(), run_folder.claimed(folder):  # before anything slow is imported
+    alone = chosen.distribution.data * chosen.distribution.model == 1
+    # Before anything slow is imported; of several processes, which know of each other only later, one claims it.
+    with _only_result_on_stdout(), run_folder.claimed(folder) if alone else contextlib.nullcontext():
         with backend.quiet_imports():
             from keras_mtp import pipeline
 
         result = pipeline.run(chosen, folder, progress=not quiet)
+    if not backend.speaks():
+        return
     if as_json:
         _print_json(result.to_json())
         return
@@ -710,4 +714,8 @@ def _print_json(value: Any) -> None:
 
 def main() -> None:
     """Entry point of `keras-mtp`."""
-    cli(prog_name="keras-mtp")
+    try:
+        cli(prog_name="keras-mtp")
+    except SystemExit as end:
+        backend.ended(end.code if isinstance(end.code, int) else 1)
+        raise

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_mtp import backend
+from keras_mtp import backend, distribution
 from keras_mtp.at_once import answered_rows
 from keras_mtp.data.encoding import Encoded, encode_prompt
 from keras_mtp.data.example import Example
@@ -129,7 +129,7 @@ class HeldOutEvaluation:
             targets, weights = head_targets(ids, is_answer, self.names, self.target)
             scored = self._score(ids, targets, weights)
             for name in self.names:
-                nats, hits = (ops.convert_to_numpy(v)[: len(rows)] for v in scored[name])
+                nats, hits = (distribution.active().whole(v)[: len(rows)] for v in scored[name])
                 sums[name][:, rows] = nats, hits, weights[name].sum(1)[: len(rows)]
         return {name: HeadScore(nats=s[0], hits=s[1], tokens=s[2]) for name, s in sums.items()}
 

@@ -2,7 +2,8 @@
 
 A line holds what a piece came to, and a hash over that, what it was made from, and all lines before; the first of them over what
 the work is about. Work that was cut off goes on after the last line that fits; one that does not, because
-it was cut short, damaged, or belongs to other work, is dropped with all that follow.
+it was cut short, damaged, or belongs to other work, is dropped with all that follow. Of several processes the chief reads and
+writes, and all make the same pieces.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from keras_mtp import disk
+from keras_mtp import disk, distribution
 
 
 class Journal:
@@ -26,8 +27,13 @@ class Journal:
     def __init__(self, path: Path | None = None, about: str = ""):
         self.path = path
         self._chain = _sha256(about)
-        self._lines = path.read_bytes().splitlines(keepends=True) if path and path.is_file() else []
+        self._group = distribution.active()
+        self._lines = self._group.from_chief(self._content()).splitlines(keepends=True)
         self._place = 0
+
+    def _content(self) -> bytes:
+        is_there = self.path and self._group.is_chief and self.path.is_file()
+        return self.path.read_bytes() if self.path and is_there else b""
 
     def piece(self, source: Any, make: Callable[[], Any]) -> Any:
         """What the next piece came to: as written down, or as `make` makes it now.
@@ -65,12 +71,15 @@ class Journal:
         if self._place < len(self._lines):
             self._lines = self._lines[: self._place]
             assert self.path is not None
-            disk.DISK.write(self.path, b"".join(self._lines))
+            if self._group.is_chief:
+                disk.DISK.write(self.path, b"".join(self._lines))
 
     def _append(self, line: bytes) -> None:
         assert self.path is not None
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lines.append(line)
+        if not self._group.is_chief:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         disk.DISK.append(self.path, line)
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_mtp import backend
+from keras_mtp import backend, distribution
 from keras_mtp.at_once import CHUNK_ROWS, CHUNK_ROWS_ON_ACCELERATOR
 from keras_mtp.quantised import Quantised, dequantised, is_quantised
 
@@ -76,9 +76,15 @@ class LinearCrossEntropy(keras.losses.Loss):
     def __call__(self, y_true, y_pred, sample_weight=None):
         # `Loss.__call__` is overridden, not `call`: the rows to skip are known by their weights, and Keras would
         # apply those only afterwards. It would also cast the token ids to float.
-        hidden, targets, weights = _as_rows(y_true, y_pred, sample_weight)
+        if sample_weight is None:
+            sample_weight = ops.ones_like(y_true, dtype="float32")
+        sample_weight = ops.cast(sample_weight, "float32")
         if self.reduction == "mean_with_sample_weight":
-            weights = ops.divide_no_nan(weights, ops.sum(weights))
+            sample_weight = ops.divide_no_nan(sample_weight, ops.sum(sample_weight))
+        return distribution.active().by_rows(self._sum, summed=True)(y_true, y_pred, sample_weight)
+
+    def _sum(self, y_true, y_pred, sample_weight):
+        hidden, targets, weights = _as_rows(y_true, y_pred, sample_weight)
         parts, make = _unembedding(self.unembedding, hidden.dtype)
         tied = self.unembedding.tie_weights
         trained = self.trained and not is_quantised(self.unembedding)
@@ -111,9 +117,17 @@ def score_rows(y_true, y_pred, sample_weight, unembedding, chunk_rows: int | Non
         `(nats, hits)`, float32 tensors (B, T): 0 where the weight is 0; hits are 1 where the largest logit is the
         target's.
     """
+
+    def score(y_true, y_pred, sample_weight):
+        return _scores(y_true, y_pred, sample_weight, unembedding, chunk_rows or default_chunk_rows())
+
+    return distribution.active().by_rows(score)(y_true, y_pred, sample_weight)
+
+
+def _scores(y_true, y_pred, sample_weight, unembedding, chunk_rows: int):
     hidden, targets, weights = _as_rows(y_true, y_pred, sample_weight)
     kernel, tied = unembedding_kernel(unembedding, hidden.dtype), unembedding.tie_weights
-    rows = _Rows(hidden, targets, weights, chunk_rows or default_chunk_rows())
+    rows = _Rows(hidden, targets, weights, chunk_rows)
 
     def body(i, found):
         chunk = rows.chunk(i)

@@ -10,7 +10,7 @@ from pathlib import Path
 import keras
 from rich.console import Console
 
-from keras_mtp import backend, checkpoint, disk, memory, memory_check, report, run_folder
+from keras_mtp import backend, checkpoint, disk, distribution, memory, memory_check, report, run_folder
 from keras_mtp.data.batches import require_a_batch
 from keras_mtp.data.chat_template import read_template
 from keras_mtp.data.draft_vocabulary import most_frequent
@@ -60,18 +60,21 @@ def run(
         Diverged: a training loss was no finite number; the batch is in `diverged.json`.
         Interrupted: SIGINT or SIGTERM came while it trained. What it needs to go on was kept.
     """
-    with run_folder.claimed(folder):
-        # The run keeps the template's text: its file may be another one tomorrow.
-        recipe = updated(recipe, {"data.template": read_template(recipe.data.template)})
-        return _run(recipe, folder, console(progress), callbacks)
+    with distribution.begun(recipe.distribution.data, recipe.distribution.model) as group:
+        shared = Path(group.from_chief(str(folder).encode()).decode())  # a default name has the time in it
+        with distribution.own_folder(shared, run_folder.claimed) as own:
+            # The run keeps the template's text: its file may be another one tomorrow.
+            recipe = updated(recipe, {"data.template": read_template(recipe.data.template)})
+            return _run(recipe, shared, own, console(progress and group.is_chief), callbacks)
 
 
-def _run(recipe: Recipe, folder: Path, screen: Console, callbacks: Sequence) -> Report:
+def _run(recipe: Recipe, shared: Path, folder: Path, screen: Console, callbacks: Sequence) -> Report:
+    """Goes on from what is in the folder that all processes share, and writes into this one's own."""
     clock = memory.Clock()
     base = base_info(recipe.model.name)
     start = starting_point(recipe, base)
     recipe = start.recorded_in(recipe)
-    snapshots = Snapshots(folder, recipe, base, clock, screen.print)
+    snapshots = Snapshots(shared, recipe, base, clock, screen.print)
     task = load_task(recipe.task, recipe.data.source)
     screen.print(
         f"{base.name} on {task.title}, {keras.config.backend()}, seed {recipe.training.seed}: {folder}"

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_mtp import backend
+from keras_mtp import backend, distribution
 from keras_mtp.data.batches import Batches
 from keras_mtp.losses import LinearCrossEntropy
 from keras_mtp.metrics import cosine_column, norm_column
@@ -63,9 +63,10 @@ class GradientProbe:
     def _gradients(self, step: int) -> dict[str, list[Any]]:
         """Of every head's loss over the whole optimizer batch of a step, counted from 0; a tensor for every weight."""
         count = self.batches.accumulation
-        total = self._differentiated(*self.batches[step * count])
+        group = distribution.active()
+        total = self._differentiated(*group.distributed(self.batches[step * count]))
         for micro_batch in range(step * count + 1, (step + 1) * count):
-            more = self._differentiated(*self.batches[micro_batch])
+            more = self._differentiated(*group.distributed(self.batches[micro_batch]))
             total = keras.tree.map_structure(ops.add, total, more)
         # The weights of a head sum to this over the batch, so that without it the loss is nats per token.
         scales = {name: count * self.batches.weight(name, step) for name in self.batches.heads}

@@ -385,6 +385,23 @@ class EvaluationRecipe(_Table):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DistributionRecipe(_Table):
+    """The devices that train together, in one process or in several that the user starts. The result does not depend on them."""
+
+    _path: ClassVar[str] = "distribution."
+    data: int = field(
+        1,
+        "Devices that share a batch, each with its own rows of it: must divide training.batch_size / training.accumulation.",
+        minimum=1,
+    )
+    model: int = field(
+        1,
+        "Devices that share the weights, where those are too large for one; on JAX. data times model devices are used in all.",
+        minimum=1,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe(_Table):
     """A whole run."""
 
@@ -399,6 +416,7 @@ class Recipe(_Table):
     heads: HeadsRecipe = HeadsRecipe()
     training: TrainingRecipe = TrainingRecipe()
     evaluation: EvaluationRecipe = EvaluationRecipe()
+    distribution: DistributionRecipe = DistributionRecipe()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -407,6 +425,11 @@ class Recipe(_Table):
             raise UserError(
                 "`training.accumulation` must divide `training.batch_size`. Received: "
                 f"accumulation={training.accumulation}, batch_size={training.batch_size}."
+            )
+        if training.batch_size // training.accumulation % self.distribution.data:
+            raise UserError(
+                "`distribution.data` must divide the examples of a micro-batch, training.batch_size / training.accumulation. Received: "
+                f"distribution.data={self.distribution.data}, batch_size={training.batch_size}, accumulation={training.accumulation}."
             )
         if self.start.checkpoint and not self.start.run:
             raise UserError(

@@ -148,6 +148,15 @@ def newest(folder: Path, base: BaseInfo, warn: Callable[[str], None]) -> Snapsho
     return None
 
 
+def read(path: Path) -> Snapshot:
+    """One snapshot.
+
+    Raises:
+        UserError: it is not whole.
+    """
+    return _read(path)[1]
+
+
 def folders(folder: Path) -> list[Path]:
     """All snapshots in a folder, the newest first."""
     found = []

@@ -15,7 +15,7 @@ from typing import Any
 
 import keras
 
-from keras_mtp import checkpoint, signals, snapshot
+from keras_mtp import checkpoint, distribution, signals, snapshot
 from keras_mtp.callbacks import BestHeldOut
 from keras_mtp.data.encoding import Encoded
 from keras_mtp.disk import remove_whole
@@ -52,17 +52,31 @@ class Snapshots:
     ):
         self.folder, self.base, self.clock, self.stop = folder / SNAPSHOTS, base, clock, Stop()
         self.every, self.kept = recipe.training.snapshot_every, recipe.training.snapshots_kept
-        self.found = snapshot.newest(self.folder, base, warn)
-        if self.found:
-            _require_same(recipe, folder)
+        self.found: snapshot.Snapshot | None = None
+        self._find(recipe, warn)
         self.before: Scores | None = self.found.before if self.found else None
         self.continued = self.found.position.continued + 1 if self.found else 0
         clock.earlier = self.found.position.seconds if self.found else 0.0
         self.examples = ""
+        self._is_chief = distribution.active().is_chief
         self._about = dict(_lasting(recipe)) | {"base": base.sha256, "backend": keras.config.backend()}
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
         self._writing: Future | None = None
         self._signals = contextlib.ExitStack()
+
+    def _find(self, recipe: Recipe, warn: Callable[[str], None]) -> None:
+        """What the chief finds; the other processes read the same one, so the folder must be one that all see."""
+
+        def chosen() -> str:
+            self.found = snapshot.newest(self.folder, self.base, warn)
+            if self.found is None:
+                return ""
+            _require_same(recipe, self.folder.parent)
+            return self.found.folder.name
+
+        name = distribution.by_chief(chosen)
+        if name and self.found is None:
+            self.found = snapshot.read(self.folder / name)
 
     def __enter__(self) -> "Snapshots":
         if self.every:
@@ -113,7 +127,8 @@ class Snapshots:
         checkpoint.restore(self.found.folder, model, base=self.base)
 
     def is_due(self, step: int) -> bool:
-        """Whether one is to be taken after a step."""
+        """Whether one is to be taken after a step; a signal that any process got counts for all."""
+        self.stop.number = distribution.active().largest(self.stop.number)
         return bool(self.every and (self.stop.number or step % self.every == 0))
 
     def save(
@@ -149,7 +164,7 @@ class Snapshots:
         snapshot.write(
             self.folder, content, base=self.base, position=position, before=self.before, record=record
         )
-        for old in snapshot.folders(self.folder)[self.kept :]:
+        for old in snapshot.folders(self.folder)[self.kept :] if self._is_chief else ():
             remove_whole(old)
 
     def wait(self) -> None:
@@ -164,7 +179,8 @@ class Snapshots:
 
     def remove(self) -> None:
         """Removes them all, once the run is finished."""
-        remove_whole(self.folder)
+        if distribution.active().is_chief:
+            remove_whole(self.folder)
 
 
 class StageSnapshots(keras.callbacks.Callback):
@@ -246,7 +262,7 @@ class StageSnapshots(keras.callbacks.Callback):
 
 
 def _require_same(recipe: Recipe, folder: Path) -> None:
-    """Raises a `UserError` if the run in a folder was begun by another recipe, how often snapshots are taken aside."""
+    """Raises a `UserError` if the run in a folder was begun by another recipe; see `_lasting`."""
     begun, wanted = (dict(_lasting(each)) for each in (load_recipe(folder / RECIPE), recipe))
     for key, value in wanted.items():
         if value != begun[key]:
@@ -258,7 +274,11 @@ def _require_same(recipe: Recipe, folder: Path) -> None:
 
 def _lasting(recipe: Recipe) -> Iterator[tuple[str, Any]]:
     """The recipe's fields that shape the result."""
-    return ((key, value) for key, value in flat(asdict(recipe)) if not key.startswith("training.snapshot"))
+    return (
+        (key, value)
+        for key, value in flat(asdict(recipe))
+        if not key.startswith(("training.snapshot", "distribution."))
+    )
 
 
 def _sha256(examples: Sequence[Encoded]) -> str:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import keras
 
-from keras_mtp import backend
+from keras_mtp import backend, distribution
 from keras_mtp.callbacks import BestHeldOut, HeldOut, Plateau, StepLog
 from keras_mtp.checkpoint import trained_variables
 from keras_mtp.data.batches import Batches
@@ -212,6 +212,7 @@ def _batches(stage: Stage, examples, recipe: Recipe) -> Batches:
         purpose=stage.name,
         target=recipe.heads.target,
         schedule=recipe.heads.schedule if stage.name == "joint" else "constant",
+        rows=distribution.active().rows,
     )
 
 
@@ -258,9 +259,11 @@ def _fit(
     stage.view.compile(optimizer=stage.optimizer, loss=losses, loss_weights=stage.loss_weights)
     backend.build_for_fit(stage.view, dict.fromkeys(losses, stage.view.backbone.hidden_dim))
     backend.return_freed_memory()
+    group = distribution.active()
+    group.prepare(stage.view)
     for first, steps, epochs in _stretches(taken.done, stage):
         stage.view.fit(
-            backend.fit_input(batches.after(first)),
+            group.fit_input(backend.fit_input(batches.after(first))),
             steps_per_epoch=steps * batches.accumulation,
             initial_epoch=first // stage.evaluate_every,
             epochs=epochs,

@@ -4,7 +4,7 @@ Keras shuffles from global state, which cannot be entered again in the middle; h
 length share a batch, padded to one of a few lengths: little padding, and few shapes for XLA to compile.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import keras
@@ -33,6 +33,7 @@ class Batches(keras.utils.PyDataset):
         seed: with `purpose`, decides the order. purpose: names the stream ("warmup", "joint", "heads").
         target: what the heads beyond head_1 are to predict, see `head_targets`.
         schedule: how their weights change over the steps, see `scheduled`.
+        rows: which rows of a micro-batch of so many are wanted; all by default. Weights are those of the whole batch all the same.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Batches(keras.utils.PyDataset):
         purpose: str = "joint",
         target: str = "further",
         schedule: str = "constant",
+        rows: Callable[[int], slice] = lambda size: slice(0, size),
     ):
         super().__init__()
         require_a_batch(examples, batch_size)
@@ -60,6 +62,7 @@ class Batches(keras.utils.PyDataset):
         self.purpose = purpose
         self.target = target
         self.schedule = schedule
+        self.rows = rows
         self.lengths = np.array([len(item.ids) for item in examples])
         self.bucket_lengths = bucket_lengths(self.lengths, buckets or enough_buckets(self.lengths))
         self._epoch_order = lru_cache(maxsize=2)(self.epoch_order)
@@ -76,7 +79,8 @@ class Batches(keras.utils.PyDataset):
         total = {name: self.accumulation * self.weight(name, step) for name in weights}
         weights = {k: w * np.float32(total[k] / max(w.sum(), 1.0)) for k, w in weights.items()}
         size = self.batch_size // self.accumulation
-        rows = slice(micro * size, (micro + 1) * size)
+        wanted = self.rows(size)
+        rows = slice(micro * size + wanted.start, micro * size + wanted.stop)
         return ids[rows], {k: v[rows] for k, v in targets.items()}, {k: w[rows] for k, w in weights.items()}
 
     def after(self, step: int) -> "Rest":

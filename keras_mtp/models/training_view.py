@@ -19,7 +19,7 @@ from functools import partial
 import keras
 from keras import ops
 
-from keras_mtp import backend
+from keras_mtp import backend, distribution
 from keras_mtp.layers.block import BlockWeights, Rotation, grouped_attention, run_block
 from keras_mtp.layers.mtp_head import next_embeddings, tokens_ahead
 from keras_mtp.layers.untrained import Untrained
@@ -71,6 +71,9 @@ class TrainingView(keras.Model):
         self.built = True
 
     def call(self, token_ids):
+        return distribution.active().by_rows(self._states)(token_ids)
+
+    def _states(self, token_ids):
         packed = _Packed(token_ids, self)
         *blocks, last_block = self.backbone.transformer_layers
         x = packed.embeddings

@@ -1,9 +1,12 @@
 """The one door to jax, torch and tensorflow: which backend Keras runs on, and what differs between them.
 
+Several devices are a matter of their own, in a file for each backend: see group.py.
+
 Keras reads KERAS_BACKEND once, when it is first imported. `select` therefore runs before anything that imports Keras,
 and itself imports neither Keras nor a backend.
 """
 
+import atexit
 import contextlib
 import ctypes
 import functools
@@ -15,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from keras_mtp.backend.group import Group
 from keras_mtp.errors import UserError
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
@@ -150,7 +154,65 @@ def _cache_folder() -> Path:
     return Path(os.path.expanduser(parent)) / "keras_mtp"
 
 
+def end_at_once() -> None:
+    """From now on this process ends without waiting for those that it was started with: they may be waiting for it."""
+    atexit.register(_end, 1)
+    _ends_at_once.append(True)
+
+
+def ended(code: int) -> None:
+    """Ends the process here if it is to `end_at_once`; to be called with the exit code when all is said."""
+    if _ends_at_once:
+        _end(code)
+
+
+def speaks() -> bool:
+    """Whether this process prints results: the chief of those that were started together."""
+    return _group[-1].is_chief
+
+
+_ends_at_once: list[bool] = []
+_group = [Group()]  # that this process joined
+
+
+def _end(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 # What follows needs Keras, and therefore comes after `select`.
+
+
+def join(data: int, model: int) -> Group:
+    """The processes and devices that train together; where one device is enough, nothing is begun.
+
+    Args:
+        data: devices that share a batch. model: devices that share the weights.
+
+    Raises:
+        UserError: the backend has not so many, or cannot use them so.
+    """
+    import keras
+
+    name = keras.config.backend()
+    kind: type[Group]
+    if name == "jax":
+        from keras_mtp.backend.jax_devices import JaxGroup
+
+        kind = JaxGroup
+    elif name == "tensorflow":
+        from keras_mtp.backend.tensorflow_devices import TensorFlowGroup
+
+        kind = TensorFlowGroup
+    else:
+        from keras_mtp.backend.torch_devices import TorchGroup
+
+        kind = TorchGroup
+    if data * model > 1 or kind.launched():
+        _group[-1] = kind(data, model)
+        return _group[-1]
+    return Group()
 
 
 def compiled(
