@@ -48,7 +48,7 @@ class Workload:
         training: the positions of the largest micro-batch. accumulated: whether a step has several.
         held_out: the positions of the largest batch of held-out examples.
         remat: whether blocks are computed again in the backward pass. keep_best: whether the best weights are remembered.
-        snapshots: whether copies of what is trained are written while training goes on.
+        model_devices: how many share the trunk's weights. snapshots: whether copies of what is trained are written while training goes on.
         chunk_rows: rows whose logits exist at the same time.
         cache_rows, cache_slots: of the key-value cache that answers are made with; 0 for none.
         lengths, judged_lengths: to which batches are padded, of the training and of the held-out examples; each is a program.
@@ -76,6 +76,7 @@ class Workload:
     remat: bool = False
     keep_best: bool = False
     snapshots: bool = False
+    model_devices: int = 1
     cache_rows: int = 0
     cache_slots: int = 0
     lengths: int = 1
@@ -104,7 +105,9 @@ class Workload:
         shapes = [*sizes.projections.values()] * sizes.num_layers
         inputs, outputs = (sum(shape[axis] for shape in shapes) for axis in (0, 1))
         if self.quantize == "int8":  # a scale for every output
-            of_matrices = quantised + _FLOAT32 * (outputs + sizes.vocabulary_size * (1 if self.tied else 2))
+            of_matrices: float = quantised + _FLOAT32 * (
+                outputs + sizes.vocabulary_size * (1 if self.tied else 2)
+            )
         else:  # a scale and a zero for every output and so many inputs, and for every input the number of its group
             groups = quantised / INT4_BLOCK
             of_matrices = quantised / 2 + (_FLOAT32 + 1) * groups + _FLOAT32 * (inputs + sizes.hidden_dim)
@@ -201,7 +204,7 @@ def counted(workload: Workload) -> dict[str, dict[str, float]]:
     """Bytes by part for every phase, as the shapes have it: what the factors are multiplied with."""
     w = workload
     kept: dict[str, float] = {
-        "weights": w.trunk_bytes,
+        "weights": w.trunk_bytes / w.model_devices,
         "trained": _FLOAT32 * (w.head_weights + w.added_weights),
     }
     phases: dict[str, dict[str, float]] = {
@@ -212,7 +215,7 @@ def counted(workload: Workload) -> dict[str, dict[str, float]]:
         phases["generation"] = _answering(w)
     if w.heads and w.warmup:
         phases["warm-up"] = _stage(w, trunk=False, tuned=w.head_weights)
-    tuned = 0 if w.heads_alone else w.added_weights + w.full * w.trunk_weights
+    tuned = 0 if w.heads_alone else w.added_weights + w.full * w.trunk_weights / w.model_devices
     tuned += w.head_weights if w.heads_alone or not w.heads_frozen else 0
     phases["training"] = _stage(w, trunk=not w.heads_alone, tuned=tuned)
     phases["saving"] = {
@@ -240,7 +243,7 @@ def _answering(w: Workload) -> dict[str, float]:
     }
 
 
-def _stage(w: Workload, *, trunk: bool, tuned: int) -> dict[str, float]:
+def _stage(w: Workload, *, trunk: bool, tuned: float) -> dict[str, float]:
     """A stage of training beyond the weights; `tuned` weights are trained in it."""
     layers, heads = w.sizes.num_layers * trunk, w.heads * (w.kind != "linear")
     trained_heads = w.heads_alone or not w.heads_frozen or not trunk
@@ -263,7 +266,7 @@ def _stage(w: Workload, *, trunk: bool, tuned: int) -> dict[str, float]:
     }
 
 
-def _copied(w: Workload, tuned: int) -> float:
+def _copied(w: Workload, tuned: float) -> float:
     """What is copied to be saved, of all that was trained and the optimizer's state, and the larger file as it is written."""
     trained = w.head_weights + w.added_weights + w.full * w.trunk_weights
     return _FLOAT32 * (trained + 2 * tuned + max(trained, 2 * tuned))
