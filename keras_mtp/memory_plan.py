@@ -14,18 +14,18 @@ Reference: Korthikanti et al. 2022, arXiv 2205.05198, section 4 (what a block's 
 
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from keras_mtp.at_once import CHUNK, INT4_BLOCK, PREFILL
 from keras_mtp.flops import Positions, Sizes
-from keras_mtp.tuning import PREFIXES, methods
+from keras_mtp.tuning import PREFIXES, PROJECTIONS, methods
 
 FACTORS = Path(__file__).with_name("memory_factors.toml")
 PARTS = (
-    *("weights", "trained", "optimizer", "gradients", "best", "activations", "scores"),
+    *("weights", "trained", "merged", "optimizer", "gradients", "best", "activations", "scores"),
     *("kernel", "block", "logits", "states", "reading", "cache", "left", "saved", "compiled"),
 )
 _ANSWERING = 4  # programs that make answers: of a prefix, of prompts, of a first token, of all others
@@ -88,6 +88,11 @@ class Workload:
         return "full" in methods(self.method)
 
     @property
+    def trained_matrices(self) -> tuple[str, ...]:
+        """Of a block, those whose gradient, or that of LoRA on them, needs what they are multiplied with."""
+        return PROJECTIONS if self.full else self.lora_targets
+
+    @property
     def trunk_weights(self) -> int:
         """Numbers in the pretrained model."""
         sizes = self.sizes
@@ -128,6 +133,12 @@ class Workload:
             "sequential": _block_weights(self.sizes) + 2 * square,
         }
         return self.heads * each[self.kind]
+
+    @property
+    def adapted_weights(self) -> int:
+        """Numbers in the matrices that LoRA changes; answers are made with copies that have it merged in."""
+        shapes = (self.sizes.projections[name] for name in self.lora_targets)
+        return self.sizes.num_layers * sum(inputs * outputs for inputs, outputs in shapes)
 
     @property
     def added_weights(self) -> int:
@@ -206,6 +217,7 @@ def counted(workload: Workload) -> dict[str, dict[str, float]]:
     kept: dict[str, float] = {
         "weights": w.trunk_bytes / w.model_devices,
         "trained": _FLOAT32 * (w.head_weights + w.added_weights),
+        "merged": w.compute_bytes * w.adapted_weights,
     }
     phases: dict[str, dict[str, float]] = {
         "loading": {"reading": w.table_bytes},
@@ -251,13 +263,15 @@ def _stage(w: Workload, *, trunk: bool, tuned: float) -> dict[str, float]:
     if w.remat:
         blocks = (layers + heads) * w.compute_bytes * w.training.count * w.sizes.hidden_dim
     else:
-        blocks = layers * _block(w, w.full) + heads * _block(w, trained_heads)
+        blocks = layers * _block(w, w.trained_matrices) + heads * _block(
+            w, PROJECTIONS if trained_heads else ()
+        )
     table = _FLOAT32 * w.sizes.vocabulary_size * w.sizes.hidden_dim
     return _passing(w, w.training) | {
         "activations": blocks + _around_blocks(w),
         "scores": 0 if w.remat else pairs * (layers + heads),
         # The gradients of what a block has kept; rematerialised, also what it makes again.
-        "block": (1 + w.remat) * (pairs + _block(w, w.full)),
+        "block": (1 + w.remat) * (pairs + _block(w, w.trained_matrices)),
         "optimizer": _FLOAT32 * tuned * (2 + w.accumulated),
         "gradients": _FLOAT32 * tuned + w.full * trunk * table,
         "best": _FLOAT32 * tuned * 3 * w.keep_best * trunk,
@@ -287,17 +301,17 @@ def _passing(w: Workload, positions: Positions) -> dict[str, float]:
     }
 
 
-def _block(w: Workload, trained: bool) -> int:
-    """What a block's backward pass needs of its forward pass; more where its own weights are trained."""
+def _block(w: Workload, trained: Collection[str]) -> int:
+    """What a block's backward pass needs of its forward pass; more where its own matrices, or LoRA on them, are trained."""
     sizes, c = w.sizes, w.compute_bytes
     hidden = 2 * c + 2 * _FLOAT32  # what both norms are given, and in float32 what they make of it
     heads = c * (
         2 * sizes.query_dim + 2 * sizes.key_value_dim
     )  # query, key and value as attended with, what comes out
     inner = (2 * c + _FLOAT32) * sizes.intermediate_dim  # gate before and after its silu, up
-    products = (
-        trained * c * (2 * sizes.hidden_dim + sizes.intermediate_dim)
-    )  # what is multiplied with the weights
+    # What trained matrices are multiplied with, where it is not kept anyway.
+    normed = sum(bool({*trained} & {*names}) for names in (("query", "key", "value"), ("gate", "up")))
+    products = c * (normed * sizes.hidden_dim + ("down" in trained) * sizes.intermediate_dim)
     return w.training.count * (hidden * sizes.hidden_dim + heads + inner + products)
 
 

@@ -100,6 +100,17 @@ def test_of_quantised_weights_one_matrix_at_a_time_is_floating_point():
     assert short["weights"] < plain["weights"] / 3 and short["activations"] == plain["activations"]
 
 
+def test_lora_keeps_what_it_is_multiplied_with_and_copies_for_answers():
+    plain = changed(prefix_length=0)["training"]
+    narrow, wide = (
+        changed(method="lora", prefix_length=0, lora_rank=2, lora_targets=names)["training"]
+        for names in (("query", "value"), ("query", "down"))
+    )
+    assert narrow["activations"] - plain["activations"] == 5 * BATCH.count * 4 * 64
+    assert wide["activations"] - narrow["activations"] == 5 * BATCH.count * 4 * 96
+    assert narrow["merged"] == 5 * 4 * (64 * 64 + 64 * 32)
+
+
 def test_programs_and_what_answers_leave_stay():
     phases = changed(cache_rows=32, cache_slots=128, lengths=3, judged_lengths=2)
     blocks = 7 * 2**20
