@@ -25,7 +25,7 @@ from keras_mtp.tuning import PREFIXES, PROJECTIONS, methods
 
 FACTORS = Path(__file__).with_name("memory_factors.toml")
 PARTS = (
-    *("weights", "trained", "merged", "optimizer", "gradients", "best", "activations", "scores"),
+    *("weights", "trained", "merged", "optimizer", "gradients", "best", "activations", "products", "scores"),
     *("kernel", "block", "logits", "states", "reading", "cache", "left", "saved", "compiled"),
 )
 _ANSWERING = 4  # programs that make answers: of a prefix, of prompts, of a first token, of all others
@@ -260,18 +260,18 @@ def _stage(w: Workload, *, trunk: bool, tuned: float) -> dict[str, float]:
     layers, heads = w.sizes.num_layers * trunk, w.heads * (w.kind != "linear")
     trained_heads = w.heads_alone or not w.heads_frozen or not trunk
     pairs = _FLOAT32 * w.training.pairs * w.sizes.query_dim / w.sizes.head_dim
+    of_trunk, of_heads = _products(w, w.trained_matrices), _products(w, PROJECTIONS if trained_heads else ())
     if w.remat:
         blocks = (layers + heads) * w.compute_bytes * w.training.count * w.sizes.hidden_dim
     else:
-        blocks = layers * _block(w, w.trained_matrices) + heads * _block(
-            w, PROJECTIONS if trained_heads else ()
-        )
+        blocks = (layers + heads) * _block(w)
     table = _FLOAT32 * w.sizes.vocabulary_size * w.sizes.hidden_dim
     return _passing(w, w.training) | {
         "activations": blocks + _around_blocks(w),
+        "products": 0 if w.remat else layers * of_trunk + heads * of_heads,
         "scores": 0 if w.remat else pairs * (layers + heads),
         # The gradients of what a block has kept; rematerialised, also what it makes again.
-        "block": (1 + w.remat) * (pairs + _block(w, w.trained_matrices)),
+        "block": (1 + w.remat) * (pairs + _block(w) + of_trunk),
         "optimizer": _FLOAT32 * tuned * (2 + w.accumulated),
         "gradients": _FLOAT32 * tuned + w.full * trunk * table,
         "best": _FLOAT32 * tuned * 3 * w.keep_best * trunk,
@@ -301,18 +301,21 @@ def _passing(w: Workload, positions: Positions) -> dict[str, float]:
     }
 
 
-def _block(w: Workload, trained: Collection[str]) -> int:
-    """What a block's backward pass needs of its forward pass; more where its own matrices, or LoRA on them, are trained."""
+def _block(w: Workload) -> int:
+    """What a block's backward pass needs of its forward pass."""
     sizes, c = w.sizes, w.compute_bytes
     hidden = 2 * c + 2 * _FLOAT32  # what both norms are given, and in float32 what they make of it
-    heads = c * (
-        2 * sizes.query_dim + 2 * sizes.key_value_dim
-    )  # query, key and value as attended with, what comes out
+    # Query, key and value as attended with, what comes out.
+    heads = c * (2 * sizes.query_dim + 2 * sizes.key_value_dim)
     inner = (2 * c + _FLOAT32) * sizes.intermediate_dim  # gate before and after its silu, up
-    # What trained matrices are multiplied with, where it is not kept anyway.
+    return w.training.count * (hidden * sizes.hidden_dim + heads + inner)
+
+
+def _products(w: Workload, trained: Collection[str]) -> int:
+    """What it needs besides where some of its matrices, or LoRA on them, are trained: what they are multiplied with."""
     normed = sum(bool({*trained} & {*names}) for names in (("query", "key", "value"), ("gate", "up")))
-    products = c * (normed * sizes.hidden_dim + ("down" in trained) * sizes.intermediate_dim)
-    return w.training.count * (hidden * sizes.hidden_dim + heads + inner + products)
+    width = normed * w.sizes.hidden_dim + ("down" in trained) * w.sizes.intermediate_dim
+    return w.training.count * w.compute_bytes * width
 
 
 def _around_blocks(w: Workload) -> int:

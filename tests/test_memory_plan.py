@@ -106,8 +106,8 @@ def test_lora_keeps_what_it_is_multiplied_with_and_copies_for_answers():
         changed(method="lora", prefix_length=0, lora_rank=2, lora_targets=names)["training"]
         for names in (("query", "value"), ("query", "down"))
     )
-    assert narrow["activations"] - plain["activations"] == 5 * BATCH.count * 4 * 64
-    assert wide["activations"] - narrow["activations"] == 5 * BATCH.count * 4 * 96
+    assert plain["products"] == 0 and narrow["products"] == 5 * BATCH.count * 4 * 64
+    assert wide["products"] - narrow["products"] == 5 * BATCH.count * 4 * 96
     assert narrow["merged"] == 5 * 4 * (64 * 64 + 64 * 32)
 
 
@@ -145,7 +145,7 @@ def test_what_is_trained_decides_optimizer_and_gradients():
     assert prefix["optimizer"] == 2 * prefix["gradients"] == 8 * 4 * 64
     weights = dataclasses.replace(WORKLOAD, method="full").trunk_weights
     assert full["optimizer"] == 8 * weights
-    assert full["activations"] > prefix["activations"]  # the products' inputs too
+    assert full["activations"] == prefix["activations"] and full["products"] > prefix["products"] == 0
     assert changed(accumulated=True)["training"]["optimizer"] == 3 * 4 * 4 * 64
     assert changed(heads_frozen=False)["training"]["optimizer"] > prefix["optimizer"]
 

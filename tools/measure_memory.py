@@ -90,8 +90,8 @@ CASES = (
         "heads.count=1 training.remat=true training.batch_size=12 data.max_tokens=192",
     ),
     Case(
-        "lora, 4 x 256, answers",
-        f"heads.count=0 tuning.method=lora training.batch_size=4 data.max_tokens=256 {ANSWERS}",
+        "lora, 4 x 192, answers",
+        f"heads.count=0 tuning.method=lora training.batch_size=4 data.max_tokens=192 {ANSWERS}",
     ),
     Case("prefix, a head, 8 x 256", "heads.count=1 training.batch_size=8 data.max_tokens=256"),
     Case(
@@ -127,8 +127,8 @@ CASES = (
         fit=False,
     ),
     Case(
-        "prefix, 2 heads, remat, 8 x 256",
-        "heads.count=2 training.remat=true training.batch_size=8 data.max_tokens=256",
+        "prefix, 2 heads, remat, 8 x 192",
+        "heads.count=2 training.remat=true training.batch_size=8 data.max_tokens=192",
         fit=False,
     ),
     Case(
