@@ -96,7 +96,7 @@ def export(run: Path, folder: Path, format: str = formats.DEFAULT) -> saved_mode
     formats.require(format, recipe)
     if format == "onnx":  # ONNX Runtime computes in nothing shorter on a CPU
         recipe = updated(recipe, {"training.dtype": "float32", "model.dtype": "float32"})
-    model, _ = _restored(recipe, run)
+    model, _ = _restored(recipe, run, rounded=True)
     base, files = base_info(recipe.model.name), [run / RECIPE]
     if format == "saved_model":
         longest = context_length(recipe.model.name)
@@ -107,12 +107,13 @@ def export(run: Path, folder: Path, format: str = formats.DEFAULT) -> saved_mode
     return write(model, folder, base=base, name=recipe.model.name, files=files)
 
 
-def _restored(recipe: Recipe, run: Path) -> tuple[MTPCausalLM, Tokenizer]:
+def _restored(recipe: Recipe, run: Path, *, rounded: bool = False) -> tuple[MTPCausalLM, Tokenizer]:
+    """The run's model; `rounded` as for `model_from_recipe`."""
     base = base_info(recipe.model.name)
     checkpoint.require_base(
         checkpoint.read_manifest(run / CHECKPOINT), base, run
     )  # before the base is loaded
-    model, tokenizer = model_from_recipe(recipe)
+    model, tokenizer = model_from_recipe(recipe, rounded=rounded)
     checkpoint.restore(run / CHECKPOINT, model, base=base)
     return model, tokenizer
 

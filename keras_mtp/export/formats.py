@@ -85,6 +85,12 @@ def require(name: str, recipe: Recipe) -> list[str]:
     """
     form = FORMATS[name]
     _require_holds(name, held(recipe))
+    if name == "peft" and recipe.model.quantize != "none":
+        raise UserError(
+            "`--format peft` is an adapter beside the base's own weights, and the run trained it beside those weights in "
+            f"{recipe.model.quantize}: it would not be the model that was judged. `--format onnx` and the others hold the rounded "
+            "weights."
+        )
     if absent := [package for package in form.packages if importlib.util.find_spec(package) is None]:
         raise UserError(
             f"`--format {name}` needs {' and '.join(form.packages)}, to write it and to read it back. Not installed: "
@@ -95,6 +101,11 @@ def require(name: str, recipe: Recipe) -> list[str]:
         notes.append(
             f"`--format {name}` has no place for heads: {left_out(recipe.heads.count)} will not be in it, and nothing is "
             "drafted. `--format saved_model` holds them."
+        )
+    if recipe.model.quantize != "none":
+        notes.append(
+            f"`--format {name}` holds the model's matrices in floating point, with the values that they have in "
+            f"{recipe.model.quantize}."
         )
     if name == "onnx" and recipe.training.dtype != "float32":
         notes.append(

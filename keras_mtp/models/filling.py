@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # (llama.cpp's name, first, last + 1) -> those rows of the weight as float32, (out, in), in Hugging Face's order.
 Read = Callable[[str, int, int], np.ndarray]
 _Slab = tuple[int, np.ndarray]  # the first row's number, rows as float32
-_SLAB_WEIGHTS = 1 << 19  # as float32 2 MB
+_SLAB_WEIGHTS = 1 << 17  # as float32 half a MB
 
 
 @contextlib.contextmanager

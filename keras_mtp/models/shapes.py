@@ -7,7 +7,7 @@ from pathlib import Path
 from keras_mtp.errors import UserError
 from keras_mtp.models.llama import LlamaSizes, RopeScaling
 
-_FILE = Path(__file__).with_suffix(".toml")
+FILE = Path(__file__).with_suffix(".toml")
 
 
 def shape(name: str) -> LlamaSizes:
@@ -25,7 +25,7 @@ def shape(name: str) -> LlamaSizes:
 @cache
 def shapes() -> dict[str, LlamaSizes]:
     """All of them, in the order of the file."""
-    return {name: _sizes(dict(entry)) for name, entry in tomllib.loads(_FILE.read_text("utf-8")).items()}
+    return {name: _sizes(dict(entry)) for name, entry in tomllib.loads(FILE.read_text("utf-8")).items()}
 
 
 def _sizes(entry: dict) -> LlamaSizes:

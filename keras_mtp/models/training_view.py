@@ -23,7 +23,7 @@ from keras_mtp import backend, distribution
 from keras_mtp.layers.block import BlockWeights, Rotation, grouped_attention, run_block
 from keras_mtp.layers.mtp_head import next_embeddings, tokens_ahead
 from keras_mtp.layers.untrained import Untrained
-from keras_mtp.quantised import embedded, plain_policy
+from keras_mtp.quantised import embedded, is_quantised
 
 
 class TrainingView(keras.Model):
@@ -54,7 +54,11 @@ class TrainingView(keras.Model):
         remat: bool = False,
         fused: bool = False,
     ):
-        super().__init__(name="training_view", dtype=plain_policy(model.backbone.token_embedding))
+        embedding = model.backbone.token_embedding
+        # A quantised trunk's policy is mixed: Keras would round its scales, and torch, when it computes a block's inside again,
+        # would find them as they are.
+        policy = embedding.compute_dtype if is_quantised(embedding) else embedding.dtype_policy
+        super().__init__(name="training_view", dtype=policy)
         self.backbone = model.backbone
         self.prefix_embedding = model.prefix_embedding
         self.prefix_key_values = model.prefix_key_values
