@@ -25,7 +25,18 @@ from keras_mtp.tuning import PREFIXES, PROJECTIONS, methods
 
 FACTORS = Path(__file__).with_name("memory_factors.toml")
 PARTS = (
-    *("weights", "trained", "merged", "optimizer", "gradients", "best", "activations", "products", "scores"),
+    *(
+        "weights",
+        "quantised",
+        "trained",
+        "merged",
+        "optimizer",
+        "gradients",
+        "best",
+        "activations",
+        "products",
+        "scores",
+    ),
     *("kernel", "block", "logits", "states", "reading", "cache", "left", "saved", "compiled"),
 )
 _ANSWERING = 4  # programs that make answers: of a prefix, of prompts, of a first token, of all others
@@ -215,7 +226,8 @@ def counted(workload: Workload) -> dict[str, dict[str, float]]:
     """Bytes by part for every phase, as the shapes have it: what the factors are multiplied with."""
     w = workload
     kept: dict[str, float] = {
-        "weights": w.trunk_bytes / w.model_devices,
+        # Apart: a backend may keep floating-point weights in another form as well, see `factors`, and these never.
+        ("weights" if w.quantize == "none" else "quantised"): w.trunk_bytes / w.model_devices,
         "trained": _FLOAT32 * (w.head_weights + w.added_weights),
         "merged": w.compute_bytes * w.adapted_weights,
     }
@@ -291,10 +303,10 @@ def _passing(w: Workload, positions: Positions) -> dict[str, float]:
     c, sizes, count = w.compute_bytes, w.sizes, positions.count
     pairs = _FLOAT32 * positions.pairs * sizes.query_dim / sizes.head_dim
     inner = count * (c * 2 + _FLOAT32) * sizes.intermediate_dim
-    table = c * sizes.vocabulary_size * sizes.hidden_dim
+    # What is quantised is made floating-point a matrix at a time, by way of float32; none is larger than the unembedding.
+    kernel = (c + 2 * _FLOAT32) * sizes.vocabulary_size * sizes.hidden_dim
     return {
-        # What is quantised is made floating-point a matrix at a time; none is larger than the unembedding.
-        "kernel": table * (w.quantize != "none"),
+        "kernel": kernel * (w.quantize != "none"),
         "block": max(pairs, inner),
         "logits": _FLOAT32 * w.chunk_rows * sizes.vocabulary_size,
         "states": (1 + w.heads) * c * positions.count * sizes.hidden_dim,
