@@ -51,10 +51,11 @@ class StepLog(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self.micro_batches += 1
+        # Reading waits for the micro-batch: JAX would begin the next one meanwhile, in as much memory again.
+        losses = _losses_by_head(logs, self.batches.heads)
         if self.micro_batches % self.batches.accumulation:
             return
         step = self.micro_batches // self.batches.accumulation
-        losses = _losses_by_head(logs, self.batches.heads)
         totals = distribution.active().total(list(losses.values()))
         losses = {
             name: total / self.batches.weight(name, step - 1)

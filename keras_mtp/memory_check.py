@@ -21,7 +21,7 @@ from keras_mtp.flops import Positions, Sizes
 from keras_mtp.losses import default_chunk_rows
 from keras_mtp.memory_plan import Prediction, Workload
 from keras_mtp.models.backbone import BaseInfo
-from keras_mtp.recipe import Recipe
+from keras_mtp.recipe import Recipe, updated
 from keras_mtp.workload import as_text, micro_batch, packed, that_fit, workload
 
 
@@ -64,6 +64,8 @@ def before_training(
 
 
 def _workload(recipe: Recipe, base: BaseInfo, **known: Any) -> Workload:
+    if not backend.on_accelerator():  # devices made of one CPU have one memory
+        recipe = updated(recipe, {"distribution.data": 1, "distribution.model": 1})
     sizes = Sizes.of(SimpleNamespace(**base.architecture))
     return workload(recipe, sizes, tied=base.architecture["tied"], chunk_rows=default_chunk_rows(), **known)
 

@@ -14,18 +14,29 @@ Reference: Korthikanti et al. 2022, arXiv 2205.05198, section 4 (what a block's 
 
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from keras_mtp.at_once import CHUNK, INT4_BLOCK, PREFILL
 from keras_mtp.flops import Positions, Sizes
-from keras_mtp.tuning import PREFIXES, methods
+from keras_mtp.tuning import PREFIXES, PROJECTIONS, methods
 
 FACTORS = Path(__file__).with_name("memory_factors.toml")
 PARTS = (
-    *("weights", "trained", "optimizer", "gradients", "best", "activations", "scores"),
+    *(
+        "weights",
+        "quantised",
+        "trained",
+        "merged",
+        "optimizer",
+        "gradients",
+        "best",
+        "activations",
+        "products",
+        "scores",
+    ),
     *("kernel", "block", "logits", "states", "reading", "cache", "left", "saved", "compiled"),
 )
 _ANSWERING = 4  # programs that make answers: of a prefix, of prompts, of a first token, of all others
@@ -48,7 +59,7 @@ class Workload:
         training: the positions of the largest micro-batch. accumulated: whether a step has several.
         held_out: the positions of the largest batch of held-out examples.
         remat: whether blocks are computed again in the backward pass. keep_best: whether the best weights are remembered.
-        snapshots: whether copies of what is trained are written while training goes on.
+        model_devices: how many share the trunk's weights. snapshots: whether copies of what is trained are written while training goes on.
         chunk_rows: rows whose logits exist at the same time.
         cache_rows, cache_slots: of the key-value cache that answers are made with; 0 for none.
         lengths, judged_lengths: to which batches are padded, of the training and of the held-out examples; each is a program.
@@ -76,6 +87,7 @@ class Workload:
     remat: bool = False
     keep_best: bool = False
     snapshots: bool = False
+    model_devices: int = 1
     cache_rows: int = 0
     cache_slots: int = 0
     lengths: int = 1
@@ -85,6 +97,11 @@ class Workload:
     def full(self) -> bool:
         """Whether every pretrained weight is trained."""
         return "full" in methods(self.method)
+
+    @property
+    def trained_matrices(self) -> tuple[str, ...]:
+        """Of a block, those whose gradient, or that of LoRA on them, needs what they are multiplied with."""
+        return PROJECTIONS if self.full else self.lora_targets
 
     @property
     def trunk_weights(self) -> int:
@@ -104,7 +121,9 @@ class Workload:
         shapes = [*sizes.projections.values()] * sizes.num_layers
         inputs, outputs = (sum(shape[axis] for shape in shapes) for axis in (0, 1))
         if self.quantize == "int8":  # a scale for every output
-            of_matrices = quantised + _FLOAT32 * (outputs + sizes.vocabulary_size * (1 if self.tied else 2))
+            of_matrices: float = quantised + _FLOAT32 * (
+                outputs + sizes.vocabulary_size * (1 if self.tied else 2)
+            )
         else:  # a scale and a zero for every output and so many inputs, and for every input the number of its group
             groups = quantised / INT4_BLOCK
             of_matrices = quantised / 2 + (_FLOAT32 + 1) * groups + _FLOAT32 * (inputs + sizes.hidden_dim)
@@ -125,6 +144,12 @@ class Workload:
             "sequential": _block_weights(self.sizes) + 2 * square,
         }
         return self.heads * each[self.kind]
+
+    @property
+    def adapted_weights(self) -> int:
+        """Numbers in the matrices that LoRA changes; answers are made with copies that have it merged in."""
+        shapes = (self.sizes.projections[name] for name in self.lora_targets)
+        return self.sizes.num_layers * sum(inputs * outputs for inputs, outputs in shapes)
 
     @property
     def added_weights(self) -> int:
@@ -201,8 +226,10 @@ def counted(workload: Workload) -> dict[str, dict[str, float]]:
     """Bytes by part for every phase, as the shapes have it: what the factors are multiplied with."""
     w = workload
     kept: dict[str, float] = {
-        "weights": w.trunk_bytes,
+        # Apart: a backend may keep floating-point weights in another form as well, see `factors`, and these never.
+        ("weights" if w.quantize == "none" else "quantised"): w.trunk_bytes / w.model_devices,
         "trained": _FLOAT32 * (w.head_weights + w.added_weights),
+        "merged": w.compute_bytes * w.adapted_weights,
     }
     phases: dict[str, dict[str, float]] = {
         "loading": {"reading": w.table_bytes},
@@ -212,7 +239,7 @@ def counted(workload: Workload) -> dict[str, dict[str, float]]:
         phases["generation"] = _answering(w)
     if w.heads and w.warmup:
         phases["warm-up"] = _stage(w, trunk=False, tuned=w.head_weights)
-    tuned = 0 if w.heads_alone else w.added_weights + w.full * w.trunk_weights
+    tuned = 0 if w.heads_alone else w.added_weights + w.full * w.trunk_weights / w.model_devices
     tuned += w.head_weights if w.heads_alone or not w.heads_frozen else 0
     phases["training"] = _stage(w, trunk=not w.heads_alone, tuned=tuned)
     phases["saving"] = {
@@ -240,21 +267,23 @@ def _answering(w: Workload) -> dict[str, float]:
     }
 
 
-def _stage(w: Workload, *, trunk: bool, tuned: int) -> dict[str, float]:
+def _stage(w: Workload, *, trunk: bool, tuned: float) -> dict[str, float]:
     """A stage of training beyond the weights; `tuned` weights are trained in it."""
     layers, heads = w.sizes.num_layers * trunk, w.heads * (w.kind != "linear")
     trained_heads = w.heads_alone or not w.heads_frozen or not trunk
     pairs = _FLOAT32 * w.training.pairs * w.sizes.query_dim / w.sizes.head_dim
+    of_trunk, of_heads = _products(w, w.trained_matrices), _products(w, PROJECTIONS if trained_heads else ())
     if w.remat:
         blocks = (layers + heads) * w.compute_bytes * w.training.count * w.sizes.hidden_dim
     else:
-        blocks = layers * _block(w, w.full) + heads * _block(w, trained_heads)
+        blocks = (layers + heads) * _block(w)
     table = _FLOAT32 * w.sizes.vocabulary_size * w.sizes.hidden_dim
     return _passing(w, w.training) | {
         "activations": blocks + _around_blocks(w),
+        "products": 0 if w.remat else layers * of_trunk + heads * of_heads,
         "scores": 0 if w.remat else pairs * (layers + heads),
         # The gradients of what a block has kept; rematerialised, also what it makes again.
-        "block": (1 + w.remat) * (pairs + _block(w, w.full)),
+        "block": (1 + w.remat) * (pairs + _block(w) + of_trunk),
         "optimizer": _FLOAT32 * tuned * (2 + w.accumulated),
         "gradients": _FLOAT32 * tuned + w.full * trunk * table,
         "best": _FLOAT32 * tuned * 3 * w.keep_best * trunk,
@@ -263,7 +292,7 @@ def _stage(w: Workload, *, trunk: bool, tuned: int) -> dict[str, float]:
     }
 
 
-def _copied(w: Workload, tuned: int) -> float:
+def _copied(w: Workload, tuned: float) -> float:
     """What is copied to be saved, of all that was trained and the optimizer's state, and the larger file as it is written."""
     trained = w.head_weights + w.added_weights + w.full * w.trunk_weights
     return _FLOAT32 * (trained + 2 * tuned + max(trained, 2 * tuned))
@@ -274,28 +303,31 @@ def _passing(w: Workload, positions: Positions) -> dict[str, float]:
     c, sizes, count = w.compute_bytes, w.sizes, positions.count
     pairs = _FLOAT32 * positions.pairs * sizes.query_dim / sizes.head_dim
     inner = count * (c * 2 + _FLOAT32) * sizes.intermediate_dim
-    table = c * sizes.vocabulary_size * sizes.hidden_dim
+    # What is quantised is made floating-point a matrix at a time, by way of float32; none is larger than the unembedding.
+    kernel = (c + 2 * _FLOAT32) * sizes.vocabulary_size * sizes.hidden_dim
     return {
-        # What is quantised is made floating-point a matrix at a time; none is larger than the unembedding.
-        "kernel": table * (w.quantize != "none"),
+        "kernel": kernel * (w.quantize != "none"),
         "block": max(pairs, inner),
         "logits": _FLOAT32 * w.chunk_rows * sizes.vocabulary_size,
         "states": (1 + w.heads) * c * positions.count * sizes.hidden_dim,
     }
 
 
-def _block(w: Workload, trained: bool) -> int:
-    """What a block's backward pass needs of its forward pass; more where its own weights are trained."""
+def _block(w: Workload) -> int:
+    """What a block's backward pass needs of its forward pass."""
     sizes, c = w.sizes, w.compute_bytes
     hidden = 2 * c + 2 * _FLOAT32  # what both norms are given, and in float32 what they make of it
-    heads = c * (
-        2 * sizes.query_dim + 2 * sizes.key_value_dim
-    )  # query, key and value as attended with, what comes out
+    # Query, key and value as attended with, what comes out.
+    heads = c * (2 * sizes.query_dim + 2 * sizes.key_value_dim)
     inner = (2 * c + _FLOAT32) * sizes.intermediate_dim  # gate before and after its silu, up
-    products = (
-        trained * c * (2 * sizes.hidden_dim + sizes.intermediate_dim)
-    )  # what is multiplied with the weights
-    return w.training.count * (hidden * sizes.hidden_dim + heads + inner + products)
+    return w.training.count * (hidden * sizes.hidden_dim + heads + inner)
+
+
+def _products(w: Workload, trained: Collection[str]) -> int:
+    """What it needs besides where some of its matrices, or LoRA on them, are trained: what they are multiplied with."""
+    normed = sum(bool({*trained} & {*names}) for names in (("query", "key", "value"), ("gate", "up")))
+    width = normed * w.sizes.hidden_dim + ("down" in trained) * w.sizes.intermediate_dim
+    return w.training.count * w.compute_bytes * width
 
 
 def _around_blocks(w: Workload) -> int:

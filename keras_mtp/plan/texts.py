@@ -44,8 +44,9 @@ def texts(recipe: Recipe, tokenizer: Tokenizer | None, examples: int | None, tok
     Args:
         tokenizer: to count with; None if none is here. examples, tokens: what the user says, before what is read.
     """
-    readable = tokenizer is not None and recipe.data.source not in DOWNLOADED
-    found = _read(recipe, tokenizer) if readable and None in (examples, tokens) else _assumed(recipe)
+    found = _assumed(recipe)
+    if tokenizer is not None and recipe.data.source not in DOWNLOADED and None in (examples, tokens):
+        found = _read(recipe, tokenizer)
     if tokens:
         found = _of_length(found, tokens)
     return dataclasses.replace(found, examples=examples or found.examples)
