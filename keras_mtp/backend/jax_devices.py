@@ -1,7 +1,7 @@
 """Several devices on JAX: Keras' own `keras.distribution`, in one process or in several.
 
     data                DataParallel: every device has all weights and some rows of a batch
-    data x model        ModelParallel: weights are split over `model` devices, see `_layout`
+    data x model        ModelParallel: weights are split over `model` devices, see `_SPLIT`
 
 The trunk reads a batch as one long row (models/training_view.py) and the loss goes through rows in an order of its own
 (losses.py): left to itself, XLA would bring all rows to every device for either. So both are run by `jax.shard_map` over
@@ -10,6 +10,7 @@ the batch's axis: a device sees its own rows and nothing else. The model's axis 
 
 import contextlib
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -165,10 +166,46 @@ def _initialise() -> None:
             ) from error
 
 
+# The axes of a weight to split over MODEL, by the end of its path: the first that the devices divide evenly; else every
+# device has all of it. Heads and inner units first, so that a block is computed apart and summed twice (Megatron-LM, arXiv
+# 1909.08053, section 3); of a vocabulary, every device has a part of the logits.
+_SPLIT: dict[str, tuple[int, ...]] = {
+    r"token_embedding/embeddings": (0, 1),
+    r"token_embedding/reverse_embeddings": (1, 0),
+    r"(query|key|value)/(kernel|lora_kernel_a)": (1, 0),
+    r"attention_output/kernel": (0, 2, 1),
+    r"attention_output/lora_kernel_a": (0, 1),
+    r"feedforward_(gate|intermediate)_dense/(kernel|lora_kernel_b)": (1, 0),
+    r"feedforward_output_dense/(kernel|lora_kernel_a)": (0, 1),
+    r"(projection|linear_head[^/]*/dense|head_\d+/dense)/kernel": (1, 0),
+    r"prefix_key_values/block_\d+": (2,),
+}
+
+
 def _distribution(names: list[str], data: int, model: int) -> Any:
     import keras
 
     mesh = keras.distribution.DeviceMesh
     if model == 1:
         return keras.distribution.DataParallel(mesh((data,), [BATCH], names), auto_shard_dataset=False)
-    raise UserError("`distribution.model` is to come.")
+
+    class ByShape(keras.distribution.ModelParallel):
+        """Keras' layout map knows a weight's path only; which axis can be split depends on its shape too."""
+
+        def get_variable_layout(self, variable):
+            layout = super().get_variable_layout(variable)
+            axis = _split_axis(variable.path, variable.shape, model)
+            if getattr(variable, "_layout", None) is not None or axis is None:
+                return layout
+            axes = [MODEL if place == axis else None for place in range(len(variable.shape))]
+            return keras.distribution.TensorLayout(axes, self.device_mesh)
+
+    layouts = keras.distribution.LayoutMap(mesh((data, model), [BATCH, MODEL], names))
+    return ByShape(layout_map=layouts, batch_dim_name=BATCH, auto_shard_dataset=False)
+
+
+def _split_axis(path: str, shape: tuple[int, ...], devices: int) -> int | None:
+    for end, axes in _SPLIT.items():
+        if re.search(f"(^|/){end}$", path):
+            return next((i for i in axes if i < len(shape) and shape[i] % devices == 0), None)
+    return None
