@@ -573,6 +573,11 @@ def study(
     chosen = apply_overrides(chosen, assignments)
     arms = load_arms(arms_name, chosen)
     backend_name = backend.select(backend_name)
+    if backend.launched(backend_name):
+        raise UserError(
+            "`study` must be started as one process: it starts its runs itself, each with the devices of distribution.data. Received: "
+            "the variables of one process among several. Start it without them."
+        )
     folder = folder or Path("runs") / f"{chosen.name}-study-{backend_name}"
     folder.mkdir(parents=True, exist_ok=True)
     outcome = studies.run(

@@ -127,9 +127,13 @@ class Snapshots:
         checkpoint.restore(self.found.folder, model, base=self.base)
 
     def is_due(self, step: int) -> bool:
-        """Whether one is to be taken after a step; a signal that any process got counts for all."""
+        """Whether one is to be taken after a step."""
+        return bool(self.every and (self.is_to_end() or step % self.every == 0))
+
+    def is_to_end(self) -> bool:
+        """Whether a signal came; one that any of several processes got counts for all, which must ask together."""
         self.stop.number = distribution.active().largest(self.stop.number)
-        return bool(self.every and (self.stop.number or step % self.every == 0))
+        return bool(self.stop.number)
 
     def save(
         self,
@@ -242,6 +246,7 @@ class StageSnapshots(keras.callbacks.Callback):
         self.log.flush()
         step = int(self.log.rows[-1]["step"])
         self._take(step, over=True)
+        self.snapshots.is_to_end()
         self._end_if_asked(step)
 
     def _take(self, step: int, *, over: bool = False) -> None:

@@ -162,6 +162,25 @@ def _end(code: int) -> None:
 # What follows needs Keras, and therefore comes after `select`.
 
 
+def launched(name: str) -> bool:
+    """Whether this process was started as one of several, by a backend's own means."""
+    return _group_kind(name).launched()
+
+
+def _group_kind(name: str) -> type[Group]:
+    if name == "jax":
+        from keras_mtp.backend.jax_devices import JaxGroup
+
+        return JaxGroup
+    if name == "tensorflow":
+        from keras_mtp.backend.tensorflow_devices import TensorFlowGroup
+
+        return TensorFlowGroup
+    from keras_mtp.backend.torch_devices import TorchGroup
+
+    return TorchGroup
+
+
 def join(data: int, model: int) -> Group:
     """The processes and devices that train together; where one device is enough, nothing is begun.
 
@@ -173,20 +192,7 @@ def join(data: int, model: int) -> Group:
     """
     import keras
 
-    name = keras.config.backend()
-    kind: type[Group]
-    if name == "jax":
-        from keras_mtp.backend.jax_devices import JaxGroup
-
-        kind = JaxGroup
-    elif name == "tensorflow":
-        from keras_mtp.backend.tensorflow_devices import TensorFlowGroup
-
-        kind = TensorFlowGroup
-    else:
-        from keras_mtp.backend.torch_devices import TorchGroup
-
-        kind = TorchGroup
+    kind = _group_kind(keras.config.backend())
     if data * model > 1 or kind.launched():
         _group[-1] = kind(data, model)
         return _group[-1]

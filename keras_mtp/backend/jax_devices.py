@@ -140,6 +140,22 @@ class JaxGroup(Group):
             backend.end_at_once()
 
 
+def compiled_step(view: Any, batch: Any) -> str:
+    """The text of the program (HLO) that `fit` would run for a compiled Keras model and a batch, see `Group.distributed`."""
+    import jax
+
+    view._symbolic_build(data_batch=batch)  # makes the variables of optimizer and metrics, as `fit` would
+    state = view._get_jax_state(
+        trainable_variables=True,
+        non_trainable_variables=True,
+        optimizer_variables=True,
+        metrics_variables=True,
+    )
+    shardings = jax.tree.map(lambda value: value.sharding, state)
+    step = jax.jit(view.train_step, donate_argnums=0, out_shardings=(None, shardings))
+    return step.lower(state, batch).compile().as_text()
+
+
 def _address() -> str | None:
     return os.environ.get("JAX_COORDINATOR_ADDRESS") or os.environ.get("KERAS_DISTRIBUTION_JOB_ADDRESSES")
 
@@ -158,11 +174,13 @@ def _initialise() -> None:
             None if count is None else int(count),
             None if number is None else int(number),
         )
-    except ValueError as error:
-        if _address():  # else there is no cluster that JAX knows
+    except (ValueError, RuntimeError) as error:
+        # Without an address there is no cluster that JAX knows, or JAX has begun already, alone.
+        if _address() or isinstance(error, jax.errors.JaxRuntimeError):
             raise UserError(
-                f"The processes must be told where the first one is, how many they are and which each is. Received: {error} Set "
-                "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."
+                "All processes of a run must be started, and be told where the first is, how many they are and which each is: by "
+                "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or by a cluster that JAX knows. Received: "
+                f"{error!s:.300}"
             ) from error
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 from keras import ops
 
+from keras_mtp import distribution
 from keras_mtp.generation.attention import CHUNK
 from keras_mtp.generation.decoding import PREFILL, Decoding, Rows
 from keras_mtp.generation.sampling import Sampling
@@ -160,4 +161,4 @@ def _slots(needed: int) -> int:
 
 
 def _numpy(x) -> np.ndarray:
-    return np.asarray(ops.convert_to_numpy(x)) if not isinstance(x, np.ndarray) else x
+    return distribution.active().whole(x) if not isinstance(x, np.ndarray) else x

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras_hub.src.models.llama.llama_decoder import LlamaTransformerDecoder  # not exported
 
+from keras_mtp import distribution
 from keras_mtp.layers.mtp_head import MTPHead, random_weights
 
 # What a Llama decoder block is made from. Read off the block's attributes: its `get_config` raises
@@ -62,7 +63,8 @@ class BlockHead(MTPHead):
         if self.start == "random":
             self.decoder.set_weights(random_weights(self.decoder.weights, self.seed))
             return
-        self.decoder.set_weights(last_block.get_weights())
+        whole = distribution.active().whole  # of a trunk whose weights several devices share, too
+        self.decoder.set_weights([whole(variable.value) for variable in last_block.weights])
         if self.start == "zero":
             # What a block adds comes from these two products: the rest of the copy is there to be learnt from.
             for dense in (

@@ -25,6 +25,7 @@ from typing import Any, Self
 import keras
 from keras import ops
 
+from keras_mtp import distribution
 from keras_mtp.data.tokenizer import Tokenizer
 from keras_mtp.generation.sampling import GREEDY, Sampling
 from keras_mtp.generation.statistics import Statistics
@@ -316,7 +317,7 @@ def head_names(count: int) -> tuple[str, ...]:
 
 def _prefix(backbone, length: int, kind: str, start, seed: int, dtype) -> PrefixEmbedding | PrefixKeyValues:
     """A prefix at its start."""
-    table = ops.convert_to_numpy(ops.cast(backbone.token_embedding.embeddings, "float32"))
+    table = distribution.active().whole(ops.cast(backbone.token_embedding.embeddings, "float32"))
     vectors = start_vectors(table, length, start, seed)
     if kind == "key_values":
         prefix = PrefixKeyValues.of(backbone, length, dtype=dtype, name="prefix_key_values")
