@@ -71,7 +71,7 @@ class GradientProbe:
         # The weights of a head sum to this over the batch, so that without it the loss is nats per token.
         scales = {name: count * self.batches.weight(name, step) for name in self.batches.heads}
         return {
-            name: [gradient / scales[name] for gradient in gradients]
+            name: [gradient / scales[name] for gradient in group.summed(gradients)]
             for name, gradients in zip(self.batches.heads, total, strict=True)
         }
 

@@ -332,7 +332,7 @@ def _adamw(
         alpha=0.0 if falls else 1.0,
     )
     accumulated = training.accumulation > 1
-    return keras.optimizers.Adam(
+    return distribution.active().optimizer_class(keras.optimizers.Adam)(
         learning_rate=PerOptimizerStep(schedule, training.accumulation) if accumulated else schedule,
         weight_decay=training.weight_decay or None,
         epsilon=training.epsilon,

@@ -663,7 +663,8 @@ def _tensorflow_gradients(function: Callable, targets: Sequence, variables: Sequ
     import tensorflow as tf
 
     def differentiated(*arguments):
-        values = [v.value for v in targets]
+        # Of a variable with a copy on each of several devices, the copy that is read here.
+        values = [tf.distribute.get_strategy().experimental_local_results(v.value)[0] for v in targets]
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             tape.watch(values)
             scalars = function(*arguments)

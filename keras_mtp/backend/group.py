@@ -9,6 +9,8 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from keras_mtp.errors import UserError
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -51,6 +53,10 @@ class Group:
         """In it the model is made, trained and judged."""
         return contextlib.nullcontext()
 
+    def optimizer_class(self, kind: Any) -> Any:
+        """`kind`, a class of Keras' optimizers, such that it clips the gradients of all rows, not those of a device's own."""
+        return kind
+
     def prepare(self, view: Any) -> None:
         """Called with every Keras model that is compiled, before its `fit`."""
 
@@ -74,6 +80,10 @@ class Group:
         """Sums over all rows of a batch, from what `fit` logged in this process."""
         return list(values)
 
+    def summed(self, tensors: Sequence) -> Sequence:
+        """Sums over all rows of a batch, from tensors that this process made from its own."""
+        return tensors
+
     def whole(self, tensor: Any) -> "np.ndarray":
         """A tensor's value, wherever its parts are. All processes must ask together."""
         import numpy as np
@@ -95,3 +105,11 @@ class Group:
 
     def leave(self, *, failed: bool) -> None:
         """The last call. If it `failed`, this process must end without waiting for others, who may wait for it."""
+
+
+def gone(error: BaseException) -> UserError:
+    """The error to show for one that was raised because another process has gone."""
+    return UserError(
+        "All processes of a run must stay until its end, and one has gone: see what it said last. Start all of them again: the "
+        f"same command, with --run, goes on from the newest snapshot. Received: {str(error).strip():.300}"
+    )
