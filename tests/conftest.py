@@ -11,4 +11,6 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "jax")
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# Most of compiling is LLVM's, for code that a tiny model runs through a few times. What XLA makes of a program is untouched.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 backend.select()

@@ -55,16 +55,16 @@ def _python(*arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_damaged_files_are_read_or_refused(tmp_path):
-    """Three thousand files, and then a few more, by going on where the first ones ended."""
+    """A thousand files, and then a few more, by going on where the first ones ended."""
     counts = tmp_path / "counts.json"
-    for inputs in (120, 130):
+    for inputs in (40, 50):
         done = _python("tools/fuzz.py", "--count", str(inputs * len(READERS)), "--json", str(counts))
         assert done.returncode == 0, done.stdout + done.stderr
         readers = json.loads(counts.read_text())["readers"]
         assert {count["inputs"] for count in readers.values()} == {inputs} and set(readers) == set(READERS)
     for name, count in readers.items():
         assert count["refused"] + count["clean"] == count["inputs"], name
-        assert count["refused"] > 5, f"{name}: its files are hardly damaged"
+        assert count["refused"] > 2, f"{name}: its files are hardly damaged"
 
 
 def test_a_crash_a_hang_and_a_death_are_seen():
