@@ -25,19 +25,9 @@ from keras_mtp.tuning import PREFIXES, PROJECTIONS, methods
 
 FACTORS = Path(__file__).with_name("memory_factors.toml")
 PARTS = (
-    *(
-        "weights",
-        "quantised",
-        "trained",
-        "merged",
-        "optimizer",
-        "gradients",
-        "best",
-        "activations",
-        "products",
-        "scores",
-    ),
-    *("kernel", "block", "logits", "states", "reading", "cache", "left", "saved", "compiled"),
+    *("weights", "quantised", "trained", "merged", "optimizer", "gradients", "best"),
+    *("activations", "products", "deltas", "scores", "kernel", "block", "logits", "states"),
+    *("reading", "cache", "left", "saved", "compiled"),
 )
 _ANSWERING = 4  # programs that make answers: of a prefix, of prompts, of a first token, of all others
 _PROGRAM = 2**20  # bytes of a compiled block; what is really kept, a factor says
@@ -150,6 +140,11 @@ class Workload:
         """Numbers in the matrices that LoRA changes; answers are made with copies that have it merged in."""
         shapes = (self.sizes.projections[name] for name in self.lora_targets)
         return self.sizes.num_layers * sum(inputs * outputs for inputs, outputs in shapes)
+
+    @property
+    def adapted_outputs(self) -> int:
+        """Numbers that a block's matrices with LoRA make of a position."""
+        return sum(self.sizes.projections[name][1] for name in self.lora_targets)
 
     @property
     def added_weights(self) -> int:
@@ -281,6 +276,8 @@ def _stage(w: Workload, *, trunk: bool, tuned: float) -> dict[str, float]:
     return _passing(w, w.training) | {
         "activations": blocks + _around_blocks(w),
         "products": 0 if w.remat else layers * of_trunk + heads * of_heads,
+        # Of what matrices with LoRA give: gradients that wait until A's and B's are made of them.
+        "deltas": layers * w.compute_bytes * w.training.count * w.adapted_outputs,
         "scores": 0 if w.remat else pairs * (layers + heads),
         # The gradients of what a block has kept; rematerialised, also what it makes again.
         "block": (1 + w.remat) * (pairs + _block(w) + of_trunk),

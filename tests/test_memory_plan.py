@@ -112,6 +112,7 @@ def test_lora_keeps_what_it_is_multiplied_with_and_copies_for_answers():
     )
     assert plain["products"] == 0 and narrow["products"] == 5 * BATCH.count * 4 * 64
     assert wide["products"] - narrow["products"] == 5 * BATCH.count * 4 * 96
+    assert plain["deltas"] == 0 and narrow["deltas"] == 5 * BATCH.count * 4 * (64 + 32)
     assert narrow["merged"] == 5 * 4 * (64 * 64 + 64 * 32)
 
 

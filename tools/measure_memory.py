@@ -92,6 +92,7 @@ CASES = (
     Case(
         "lora, 4 x 192, answers",
         f"heads.count=0 tuning.method=lora training.batch_size=4 data.max_tokens=192 {ANSWERS}",
+        fit=False,
     ),
     Case("prefix, a head, 8 x 256", "heads.count=1 training.batch_size=8 data.max_tokens=256"),
     Case(
@@ -104,7 +105,6 @@ CASES = (
         "lora on all, 2 linear heads, 4 x 4 x 192",
         "heads.count=2 heads.kind=linear tuning.method=lora tuning.lora_targets=all training.batch_size=16 "
         "training.accumulation=4 data.max_tokens=192",
-        fit=False,
     ),
     Case(
         "prefix_kv, 2 heads, answers, 8 x 160",
