@@ -167,6 +167,13 @@ def table_rows(layer, token_ids: np.ndarray) -> np.ndarray:
 
 def dequantised(values, scale, zero=None, *, layout: Layout, dtype: str):
     """The matrix that some tensors in a layout stand for, computed in float32 and rounded once."""
+    make, parts = partial(_dequantised, layout=layout, dtype=dtype), (values, scale, zero)
+    if layout.packed == 1 - layout.inputs:
+        return make(*parts)
+    return backend.in_slabs(make, parts if zero is not None else parts[:2], axis=1 - layout.inputs)
+
+
+def _dequantised(values, scale, zero=None, *, layout: Layout, dtype: str):
     values = _integers(values, layout=layout, dtype="float32")
     if zero is None:
         return ops.cast(values / ops.expand_dims(scale, layout.inputs), dtype)

@@ -1,5 +1,7 @@
 """What is free, on the machine and within control groups as a container has them."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -58,3 +60,12 @@ def test_what_a_clock_sees_taken_grows_with_what_is_allocated():
     )  # far more than what other tests have left to be given back meanwhile
     assert 200_000_000 < clock.taken_bytes < 1_000_000_000
     assert clock.peak_bytes >= clock.taken_bytes - 100_000_000 and block.all()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="Linux' own count")
+def test_a_process_has_not_the_peak_of_the_one_that_started_it():
+    """`getrusage` says so, of a process that `subprocess` starts."""
+    large = np.ones(400 << 20, "uint8")
+    code = "from keras_mtp.memory import peak_resident_bytes as peak; print(peak())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < large.nbytes <= memory.peak_resident_bytes()

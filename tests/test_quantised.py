@@ -27,6 +27,10 @@ def test_training_follows_the_gradients_of_the_float_twin(mode, tied, lora_rank,
         MTPCausalLM(b, prefix_length=3, heads=[TransformerHead(), SequentialHead()], lora_rank=lora_rank)
         for b in twins(mode, tied=tied)
     ]
+    for model in models:  # LoRA's B is zero at first, and then A has no gradient
+        rng = np.random.default_rng(0)
+        for variable in model.lora.named_variables().values() if lora_rank else ():
+            variable.assign(rng.normal(0, 0.1, variable.shape))
     ours, theirs = (tiny.gradients(model, tiny.token_ids(), remat=remat) for model in models)
     assert len(ours) == len(theirs) > 1 + 9 + 9 and all(np.abs(g).max() > 0 for g in ours.values())
     for (name, our), their in zip(ours.items(), theirs.values(), strict=True):
@@ -118,6 +122,16 @@ def test_bfloat16_is_computed_with_float32_scales(mode):
     short = MTPCausalLM(loaded(plain, dtype="bfloat16", quantize=mode))
     found = tiny.forward(short)(tiny.token_ids())["head_1"].astype("float32")
     assert np.abs(found - exact).max() < 0.05 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_large_unembedding_is_made_in_slabs(monkeypatch, mode, tied):
+    stored = Quantised.of_unembedding(twins(mode, tied=tied)[0].token_embedding)
+    at_once = ops.convert_to_numpy(stored.kernel("float32"))
+    monkeypatch.setattr(backend, "_LARGE_MATRIX", 1)
+    monkeypatch.setattr(backend, "_SLAB", 7 * at_once.size // tiny.VOCABULARY)
+    np.testing.assert_array_equal(ops.convert_to_numpy(stored.kernel("float32")), at_once)
 
 
 SIZE, DEPTH = 256, 8

@@ -22,6 +22,7 @@ from keras_mtp.backend.group import Group
 from keras_mtp.errors import UserError
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
+_LARGE_MATRIX, _SLAB = 1 << 26, 1 << 22  # numbers
 FUSED_SHAPES = 64  # compiled shapes of one function; torch's own limit of 8 is soon reached
 BACKENDS = ("jax", "tensorflow", "torch")  # in the order of preference where nobody chose
 
@@ -580,6 +581,33 @@ def _torch_frozen_matmul(x, make: Callable, parts: tuple):
             return gradient @ make(*ctx.saved_tensors).T, *(None for _ in parts)
 
     return Product.apply(x, *parts)
+
+
+def in_slabs(make: Callable, parts: Sequence, axis: int):
+    """`make(*parts)`, a matrix of its first part's shape; on torch a large one some rows or columns at a time.
+
+    torch would make several of its size on the way, where XLA makes none and TensorFlow reuses the first.
+
+    Args:
+        make: gives the matrix, and of a part of the parts that part of it. axis: along which they are cut, their last where they
+            have no such axis.
+    """
+    import keras
+
+    first = parts[0]
+    size = first.shape[axis]
+    if keras.config.backend() != "torch" or first.numel() < _LARGE_MATRIX:
+        return make(*parts)
+    step, whole = -(-size * _SLAB // first.numel()), None
+    for start in range(0, size, step):
+        count = min(step, size - start)
+        piece = make(*(part.narrow(min(axis, part.ndim - 1), start, count) for part in parts))
+        if whole is None:
+            shape = list(piece.shape)
+            shape[axis] = size
+            whole = piece.new_empty(shape)
+        whole.narrow(axis, start, count).copy_(piece)
+    return whole
 
 
 def not_before(x, parts: Sequence) -> Sequence:
