@@ -300,8 +300,8 @@ def _passing(w: Workload, positions: Positions) -> dict[str, float]:
     c, sizes, count = w.compute_bytes, w.sizes, positions.count
     pairs = _FLOAT32 * positions.pairs * sizes.query_dim / sizes.head_dim
     inner = count * (c * 2 + _FLOAT32) * sizes.intermediate_dim
-    # What is quantised is made floating-point a matrix at a time, by way of float32; none is larger than the unembedding.
-    kernel = (c + 2 * _FLOAT32) * sizes.vocabulary_size * sizes.hidden_dim
+    # What is quantised is made floating-point a matrix at a time; none is larger than the unembedding.
+    kernel = c * sizes.vocabulary_size * sizes.hidden_dim
     return {
         "kernel": kernel * (w.quantize != "none"),
         "block": max(pairs, inner),

@@ -76,35 +76,50 @@ class Case:
 ANSWERS = "evaluation.test_limit=1 evaluation.max_new_tokens=24"
 CASES = (
     Case("prefix, 4 x 128", "heads.count=0 training.batch_size=4 data.max_tokens=128"),
+    Case("full, 4 x 192", "heads.count=0 tuning.method=full training.batch_size=4 data.max_tokens=192"),
+    Case("prefix, a head, 8 x 256", "heads.count=1 training.batch_size=8 data.max_tokens=256"),
     Case(
         "prefix, a head, answers, 8 x 192",
         f"heads.count=1 training.batch_size=8 data.max_tokens=192 data.buckets=3 {ANSWERS}",
     ),
-    Case("full, 4 x 192", "heads.count=0 tuning.method=full training.batch_size=4 data.max_tokens=192"),
     Case(
-        "prefix, a head, bfloat16, answers, 8 x 192",
-        f"heads.count=1 training.dtype=mixed_bfloat16 training.batch_size=8 data.max_tokens=192 {ANSWERS}",
+        "lora on all, 2 linear heads, 4 x 4 x 192",
+        "heads.count=2 heads.kind=linear tuning.method=lora tuning.lora_targets=all training.batch_size=16 "
+        "training.accumulation=4 data.max_tokens=192",
     ),
     Case(
-        "prefix, a head, remat, 12 x 192",
-        "heads.count=1 training.remat=true training.batch_size=12 data.max_tokens=192",
+        "prefix, a head, bfloat16, 16 x 192",
+        "heads.count=1 training.dtype=mixed_bfloat16 training.batch_size=16 data.max_tokens=192",
+    ),
+    Case(
+        "prefix, a head, remat, 16 x 256",
+        "heads.count=1 training.remat=true training.batch_size=16 data.max_tokens=256",
+    ),
+    Case(
+        "gsm8k as it is, 6 steps",
+        "data.buckets=0 training.steps=4 heads.warmup_steps=2 evaluation.limit=32 evaluation.batch_size=32 "
+        "evaluation.test_limit=32 evaluation.max_new_tokens=60",
+        fit=False,
     ),
     Case(
         "lora, 4 x 192, answers",
         f"heads.count=0 tuning.method=lora training.batch_size=4 data.max_tokens=192 {ANSWERS}",
         fit=False,
     ),
-    Case("prefix, a head, 8 x 256", "heads.count=1 training.batch_size=8 data.max_tokens=256"),
     Case(
-        "gsm8k as it is, fewer steps",
-        "training.steps=6 heads.warmup_steps=3 data.buckets=0 evaluation.limit=32 evaluation.batch_size=32 "
-        "evaluation.test_limit=1 evaluation.max_new_tokens=200",
+        "prefix, 4 x 4 x 192",
+        "heads.count=0 training.batch_size=16 training.accumulation=4 data.max_tokens=192",
         fit=False,
     ),
     Case(
-        "lora on all, 2 linear heads, 4 x 4 x 192",
-        "heads.count=2 heads.kind=linear tuning.method=lora tuning.lora_targets=all training.batch_size=16 "
-        "training.accumulation=4 data.max_tokens=192",
+        "prefix, 8 x 192, 2 lengths",
+        "heads.count=0 training.batch_size=8 data.max_tokens=192 training.steps=3 data.buckets=3",
+        fit=False,
+    ),
+    Case(
+        "prefix, a head, 3 lengths, 12 steps",
+        "heads.count=1 training.batch_size=8 data.max_tokens=192 training.steps=12 heads.warmup_steps=4 data.buckets=3",
+        fit=False,
     ),
     Case(
         "prefix_kv, 2 heads, answers, 8 x 160",
@@ -253,7 +268,7 @@ def _fit(rows: Sequence[Mapping[str, Any]], towards: np.ndarray) -> np.ndarray:
         unsaved = [parts for name, parts in phases.items() if name != "saving"]
         cases += [(_table(phases.values()), row["peak_bytes"]), (_table(unsaved), row["ended_bytes"])]
         # Keras may make an optimizer before it says that training begins: this is what came before only if it is small.
-        if phases["training"]["optimizer"] < SMALL_BYTES:
+        if row["began_bytes"] and phases["training"]["optimizer"] < SMALL_BYTES:
             cases.append((_table(before), row["began_bytes"]))
 
     def off(factors: np.ndarray) -> np.ndarray:
