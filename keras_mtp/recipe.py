@@ -86,7 +86,7 @@ class ModelRecipe(_Table):
 
     quantize: str = field(
         "none",
-        "Store the model's matrices in Keras' int8 (a quarter of float32's memory) or int4 (a sixth), embeddings included; "
+        "Store the model's matrices in Keras' int8 (a quarter of float32's memory) or int4 (a sixth, but the embeddings in int8); "
         "what is trained stays float32. What is computed with is not rounded, so a matrix is made floating-point, one at a time, "
         "whenever it is used: a step takes longer, most of all with int4. Not with tuning.method=full.",
         choices=("none", "int8", "int4"),

@@ -11,7 +11,7 @@ from keras_mtp.layers.transformer_head import TransformerHead
 from keras_mtp.losses import LinearCrossEntropy, score_rows
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
 from keras_mtp.quantised import Quantised, embedded, unembedded
-from keras_mtp.rounding import MODES
+from keras_mtp.rounding import BLOCK, MODES, quantise, restored
 from tests import tiny
 from tests.autodiff import value_and_gradients
 from tests.quantised_twins import loaded, twins
@@ -58,6 +58,20 @@ def test_activations_that_keras_would_round_are_kept():
     assert backbone.token_embedding.inputs_quantizer is None
 
 
+def _embeddings(mode: str, tied: bool) -> tuple:
+    """`(quantised by Keras, in float32 with the same values)`: int4 too, though a model is not loaded so."""
+    ours, theirs = (tiny.backbone(tied=tied).token_embedding for _ in range(2))
+    configs = {
+        "int8": keras.quantizers.Int8QuantizationConfig(activation_quantizer=None),
+        "int4": keras.quantizers.Int4QuantizationConfig(block_size=BLOCK),
+    }
+    ours.quantize(config=configs[mode])
+    table, *unembedding = tiny.arrays(theirs.weights)
+    rounded = [restored(quantise(table, mode)), *(restored(quantise(w.T, mode)).T for w in unembedding)]
+    theirs.set_weights(rounded)
+    return ours, theirs
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("mode", MODES)
 def test_the_lean_loss_reads_a_quantised_unembedding(mode, tied):
@@ -65,8 +79,7 @@ def test_the_lean_loss_reads_a_quantised_unembedding(mode, tied):
     hidden = rng.normal(size=(2, 5, 32)).astype("float32")
     targets, weights = tiny.token_ids(2, 5), rng.random((2, 5)).astype("float32")
     found = []
-    for backbone in twins(mode, tied=tied):
-        layer = backbone.token_embedding
+    for layer in _embeddings(mode, tied):
         loss = LinearCrossEntropy(layer, trained=True, chunk_rows=4)  # never trained where it is quantised
         value, (gradient,) = value_and_gradients(lambda h, loss=loss: loss(targets, h, weights), [])(hidden)
         nats, _ = score_rows(targets, hidden, weights, layer)
@@ -127,7 +140,7 @@ def test_bfloat16_is_computed_with_float32_scales(mode):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_large_unembedding_is_made_in_slabs(monkeypatch, mode, tied):
-    stored = Quantised.of_unembedding(twins(mode, tied=tied)[0].token_embedding)
+    stored = Quantised.of_unembedding(_embeddings(mode, tied)[0])
     at_once = ops.convert_to_numpy(stored.kernel("float32"))
     monkeypatch.setattr(backend, "_LARGE_MATRIX", 1)
     monkeypatch.setattr(backend, "_SLAB", 7 * at_once.size // tiny.VOCABULARY)

@@ -9,6 +9,7 @@ from keras import ops
 
 import keras_mtp
 from keras_mtp import UserError, pipeline, runs
+from keras_mtp.layers.lora import projection
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
 from keras_mtp.recipe import load_recipe
 from tests import tiny, tiny_run
@@ -44,7 +45,7 @@ def test_a_run_is_judged_again_and_answers_as_it_did(run):
     again = runs.evaluate(run)["held_out"]["head_1"]["loss"]
     assert again == pytest.approx(report["held_out"]["head_1"]["loss_after"], abs=1e-5)
     model = keras_mtp.load(run)
-    assert model.backbone.token_embedding.quantization_mode == "int4"
+    assert projection(model.backbone.transformer_layers[0], "down").quantization_mode == "int4"
     rows = [json.loads(line) for line in (run / "answers.jsonl").read_text().splitlines()]
     assert model.generate([row["prompt"] for row in rows], max_new_tokens=4) == [row["after"] for row in rows]
 

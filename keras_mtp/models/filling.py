@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 # (llama.cpp's name, first, last + 1) -> those rows of the weight as float32, (out, in), in Hugging Face's order.
 Read = Callable[[str, int, int], np.ndarray]
+EMBEDDINGS = "int8"  # how they are stored in a quantised model
 _Slab = tuple[int, np.ndarray]  # the first row's number, rows as float32
 _SLAB_WEIGHTS = 1 << 17  # as float32 half a MB
 
@@ -50,7 +51,8 @@ def without_values() -> Iterator[None]:
 def policy(dtype: Any, quantize: str) -> Any:
     """The dtype policy of a backbone that is stored so; everything but matrices is stored as `dtype` says.
 
-    Scales are float32 whatever is computed in: a scale in bfloat16 is wrong by up to 0.4 % for all of an output's weights.
+    Scales are float32 whatever is computed in: a scale in bfloat16 is wrong by up to 0.4 % for all of an output's weights. With
+    int4 the embeddings are int8: they decide what every token is and, tied, every logit, and are a small part of a large model.
 
     Args:
         dtype: anything Keras takes as a dtype policy. quantize: "none", "int8" or "int4".
@@ -63,9 +65,12 @@ def policy(dtype: Any, quantize: str) -> Any:
     if plain.name == "bfloat16":
         plain = keras.DTypePolicy("mixed_bfloat16")
     name = f"int4/{BLOCK}" if quantize == "int4" else quantize
-    matrices = keras.dtype_policies.get(f"{name}_from_{plain.name}")
-    pattern = r".*(token_embedding|query|key|value|attention_output|feedforward_\w*dense)"
-    return keras.dtype_policies.DTypePolicyMap(plain, {pattern: matrices})
+    modes = {
+        ".*token_embedding": EMBEDDINGS,
+        r".*(query|key|value|attention_output|feedforward_\w*dense)": name,
+    }
+    policies = {path: keras.dtype_policies.get(f"{mode}_from_{plain.name}") for path, mode in modes.items()}
+    return keras.dtype_policies.DTypePolicyMap(plain, policies)
 
 
 class Place(NamedTuple):
@@ -98,7 +103,9 @@ class Place(NamedTuple):
         if self.attribute != "scale" and self.layer.quantization_mode in MODES:
             _fill_quantised(self, slabs)
         else:
-            _fill_plain(self, slabs, "none" if self.attribute == "scale" else rounding)
+            is_kernel = self.attribute == "kernel"
+            how = rounding if is_kernel or rounding == "none" else EMBEDDINGS
+            _fill_plain(self, slabs, "none" if self.attribute == "scale" else how)
 
 
 def places(backbone: "keras_hub.models.Llama3Backbone") -> Iterator[Place]:
