@@ -106,23 +106,22 @@ class Workload:
         sizes = self.sizes
         if self.quantize == "none":
             return self.stored_bytes * self.trunk_weights
+        tables = 1 if self.tied else 2  # in int8 always, a scale for every token
+        of_tables = tables * sizes.vocabulary_size * (sizes.hidden_dim + _FLOAT32)
+        inputs, outputs = (sum(shape[axis] for shape in sizes.projections.values()) for axis in (0, 1))
+        of_block: float = sizes.block_weights + _FLOAT32 * outputs  # a scale for every output
+        if (
+            self.quantize == "int4"
+        ):  # both for every output and so many inputs; for every input the number of its group
+            of_block = sizes.block_weights * (1 / 2 + (_FLOAT32 + 1) / INT4_BLOCK) + _FLOAT32 * inputs
         norms = sizes.hidden_dim * (1 + 2 * sizes.num_layers)
-        quantised = self.trunk_weights - norms
-        shapes = [*sizes.projections.values()] * sizes.num_layers
-        inputs, outputs = (sum(shape[axis] for shape in shapes) for axis in (0, 1))
-        if self.quantize == "int8":  # a scale for every output
-            of_matrices: float = quantised + _FLOAT32 * (
-                outputs + sizes.vocabulary_size * (1 if self.tied else 2)
-            )
-        else:  # a scale and a zero for every output and so many inputs, and for every input the number of its group
-            groups = quantised / INT4_BLOCK
-            of_matrices = quantised / 2 + (_FLOAT32 + 1) * groups + _FLOAT32 * (inputs + sizes.hidden_dim)
-        return of_matrices + self.stored_bytes * norms
+        return of_tables + sizes.num_layers * of_block + self.stored_bytes * norms
 
     @property
     def table_bytes(self) -> float:
         """The embedding as it is stored."""
-        return self.trunk_bytes / self.trunk_weights * self.sizes.vocabulary_size * self.sizes.hidden_dim
+        each = self.stored_bytes if self.quantize == "none" else 1
+        return each * self.sizes.vocabulary_size * self.sizes.hidden_dim
 
     @property
     def head_weights(self) -> int:

@@ -79,7 +79,7 @@ def test_weights_are_those_of_the_model(tied, kind, head, method, arguments):
     assert found.added_weights == tuned_weights.count(model)
 
 
-@pytest.mark.parametrize(("mode", "tied"), [("int8", True), ("int8", False), ("int4", True)])
+@pytest.mark.parametrize(("mode", "tied"), [("int8", True), ("int8", False), ("int4", True), ("int4", False)])
 def test_quantised_weights_take_what_they_take_in_keras(mode, tied):
     sizes = {"vocabulary_size": 64, "num_layers": 3, "num_query_heads": 4, "num_key_value_heads": 2}
     backbone = keras_hub.models.Llama3Backbone(
