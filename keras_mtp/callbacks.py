@@ -2,17 +2,20 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_mtp import distribution
+from keras_mtp import backend, distribution
 from keras_mtp.data.batches import Batches
 from keras_mtp.errors import Diverged
 from keras_mtp.evaluation import HeldOutEvaluation
 from keras_mtp.metrics import MetricsLog
+
+SETTLING = 2  # micro-batches of a length until its memory is where it stays
 
 
 class StepLog(keras.callbacks.Callback):
@@ -42,6 +45,7 @@ class StepLog(keras.callbacks.Callback):
         self.log, self.stage, self.batches, self.probe = log, stage, batches, probe
         self.micro_batches = done * batches.accumulation
         self.stop_if_diverged = stop_if_diverged
+        self.lengths: Counter[int] = Counter()
 
     def on_train_batch_begin(self, batch, logs=None):
         if self.micro_batches % self.batches.accumulation == 0:
@@ -53,6 +57,7 @@ class StepLog(keras.callbacks.Callback):
         self.micro_batches += 1
         # Reading waits for the micro-batch: JAX would begin the next one meanwhile, in as much memory again.
         losses = _losses_by_head(logs, self.batches.heads)
+        self._settle()
         if self.micro_batches % self.batches.accumulation:
             return
         step = self.micro_batches // self.batches.accumulation
@@ -75,6 +80,14 @@ class StepLog(keras.callbacks.Callback):
         if step == self.batches.steps:
             # The last epoch may be shorter than the others; Keras would warn that the data ran out.
             self.model.stop_training = True
+
+    def _settle(self) -> None:
+        """Gives back what compiling a new length took, and a first batch before its results had a place of their own."""
+        step = (self.micro_batches - 1) // self.batches.accumulation
+        length = self.batches.padded_length(self.batches.step_examples(step))
+        self.lengths[length] += 1
+        if self.lengths[length] <= SETTLING:
+            backend.return_freed_memory()
 
 
 class HeldOut(keras.callbacks.Callback):

@@ -25,19 +25,9 @@ from keras_mtp.tuning import PREFIXES, PROJECTIONS, methods
 
 FACTORS = Path(__file__).with_name("memory_factors.toml")
 PARTS = (
-    *(
-        "weights",
-        "quantised",
-        "trained",
-        "merged",
-        "optimizer",
-        "gradients",
-        "best",
-        "activations",
-        "products",
-        "scores",
-    ),
-    *("kernel", "block", "logits", "states", "reading", "cache", "left", "saved", "compiled"),
+    *("weights", "quantised", "trained", "merged", "optimizer", "gradients", "best"),
+    *("activations", "products", "deltas", "scores", "kernel", "block", "logits", "states"),
+    *("reading", "cache", "left", "saved", "compiled"),
 )
 _ANSWERING = 4  # programs that make answers: of a prefix, of prompts, of a first token, of all others
 _PROGRAM = 2**20  # bytes of a compiled block; what is really kept, a factor says
@@ -116,23 +106,22 @@ class Workload:
         sizes = self.sizes
         if self.quantize == "none":
             return self.stored_bytes * self.trunk_weights
+        tables = 1 if self.tied else 2  # in int8 always, a scale for every token
+        of_tables = tables * sizes.vocabulary_size * (sizes.hidden_dim + _FLOAT32)
+        inputs, outputs = (sum(shape[axis] for shape in sizes.projections.values()) for axis in (0, 1))
+        of_block: float = sizes.block_weights + _FLOAT32 * outputs  # a scale for every output
+        if (
+            self.quantize == "int4"
+        ):  # both for every output and so many inputs; for every input the number of its group
+            of_block = sizes.block_weights * (1 / 2 + (_FLOAT32 + 1) / INT4_BLOCK) + _FLOAT32 * inputs
         norms = sizes.hidden_dim * (1 + 2 * sizes.num_layers)
-        quantised = self.trunk_weights - norms
-        shapes = [*sizes.projections.values()] * sizes.num_layers
-        inputs, outputs = (sum(shape[axis] for shape in shapes) for axis in (0, 1))
-        if self.quantize == "int8":  # a scale for every output
-            of_matrices: float = quantised + _FLOAT32 * (
-                outputs + sizes.vocabulary_size * (1 if self.tied else 2)
-            )
-        else:  # a scale and a zero for every output and so many inputs, and for every input the number of its group
-            groups = quantised / INT4_BLOCK
-            of_matrices = quantised / 2 + (_FLOAT32 + 1) * groups + _FLOAT32 * (inputs + sizes.hidden_dim)
-        return of_matrices + self.stored_bytes * norms
+        return of_tables + sizes.num_layers * of_block + self.stored_bytes * norms
 
     @property
     def table_bytes(self) -> float:
         """The embedding as it is stored."""
-        return self.trunk_bytes / self.trunk_weights * self.sizes.vocabulary_size * self.sizes.hidden_dim
+        each = self.stored_bytes if self.quantize == "none" else 1
+        return each * self.sizes.vocabulary_size * self.sizes.hidden_dim
 
     @property
     def head_weights(self) -> int:
@@ -150,6 +139,11 @@ class Workload:
         """Numbers in the matrices that LoRA changes; answers are made with copies that have it merged in."""
         shapes = (self.sizes.projections[name] for name in self.lora_targets)
         return self.sizes.num_layers * sum(inputs * outputs for inputs, outputs in shapes)
+
+    @property
+    def adapted_outputs(self) -> int:
+        """Numbers that a block's matrices with LoRA make of a position."""
+        return sum(self.sizes.projections[name][1] for name in self.lora_targets)
 
     @property
     def added_weights(self) -> int:
@@ -281,6 +275,8 @@ def _stage(w: Workload, *, trunk: bool, tuned: float) -> dict[str, float]:
     return _passing(w, w.training) | {
         "activations": blocks + _around_blocks(w),
         "products": 0 if w.remat else layers * of_trunk + heads * of_heads,
+        # Of what matrices with LoRA give: gradients that wait until A's and B's are made of them.
+        "deltas": layers * w.compute_bytes * w.training.count * w.adapted_outputs,
         "scores": 0 if w.remat else pairs * (layers + heads),
         # The gradients of what a block has kept; rematerialised, also what it makes again.
         "block": (1 + w.remat) * (pairs + _block(w) + of_trunk),
@@ -303,8 +299,8 @@ def _passing(w: Workload, positions: Positions) -> dict[str, float]:
     c, sizes, count = w.compute_bytes, w.sizes, positions.count
     pairs = _FLOAT32 * positions.pairs * sizes.query_dim / sizes.head_dim
     inner = count * (c * 2 + _FLOAT32) * sizes.intermediate_dim
-    # What is quantised is made floating-point a matrix at a time, by way of float32; none is larger than the unembedding.
-    kernel = (c + 2 * _FLOAT32) * sizes.vocabulary_size * sizes.hidden_dim
+    # What is quantised is made floating-point a matrix at a time; none is larger than the unembedding.
+    kernel = c * sizes.vocabulary_size * sizes.hidden_dim
     return {
         "kernel": kernel * (w.quantize != "none"),
         "block": max(pairs, inner),

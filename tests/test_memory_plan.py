@@ -79,7 +79,7 @@ def test_weights_are_those_of_the_model(tied, kind, head, method, arguments):
     assert found.added_weights == tuned_weights.count(model)
 
 
-@pytest.mark.parametrize(("mode", "tied"), [("int8", True), ("int8", False), ("int4", True)])
+@pytest.mark.parametrize(("mode", "tied"), [("int8", True), ("int8", False), ("int4", True), ("int4", False)])
 def test_quantised_weights_take_what_they_take_in_keras(mode, tied):
     sizes = {"vocabulary_size": 64, "num_layers": 3, "num_query_heads": 4, "num_key_value_heads": 2}
     backbone = keras_hub.models.Llama3Backbone(
@@ -96,7 +96,7 @@ def test_quantised_weights_take_what_they_take_in_keras(mode, tied):
 
 def test_of_quantised_weights_one_matrix_at_a_time_is_floating_point():
     plain, short = changed(compute_bytes=2)["training"], changed(compute_bytes=2, quantize="int8")["training"]
-    assert plain["kernel"] == 0 and short["kernel"] == (2 + 8) * 500 * 64
+    assert plain["kernel"] == 0 and short["kernel"] == 2 * 500 * 64
     assert (
         short["quantised"] < plain["weights"] / 1.9
         and "weights" not in short
@@ -112,6 +112,7 @@ def test_lora_keeps_what_it_is_multiplied_with_and_copies_for_answers():
     )
     assert plain["products"] == 0 and narrow["products"] == 5 * BATCH.count * 4 * 64
     assert wide["products"] - narrow["products"] == 5 * BATCH.count * 4 * 96
+    assert plain["deltas"] == 0 and narrow["deltas"] == 5 * BATCH.count * 4 * (64 + 32)
     assert narrow["merged"] == 5 * 4 * (64 * 64 + 64 * 32)
 
 

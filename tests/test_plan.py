@@ -73,8 +73,10 @@ def test_with_room_enough_the_recipe_stays_as_it_is():
     assert [option.precision for option in found.options] == ["float32", "bfloat16", "int8", "int4"]
     assert found.chosen is found.options[0]
     assert found.chosen.recipe == RECIPE and not found.chosen.changes
-    peaks = [option.prediction.peak_bytes for option in found.options]
-    assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == 4
+    workloads = [option.prediction.workload for option in found.options]
+    stored = [workload.trunk_bytes for workload in workloads]
+    assert stored == sorted(stored, reverse=True) and len(set(stored)) == 4
+    assert [workload.quantize for workload in workloads] == ["none", "none", "int8", "int4"]
     assert all(option.longest_tokens > TEXTS.tokens for option in found.options)
 
 

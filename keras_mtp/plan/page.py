@@ -52,17 +52,17 @@ def notes(plan: Plan) -> list[str]:
         f"Data: {texts.examples} examples, rows of {texts.mean_tokens:.0f} tokens on average and {texts.tokens} at most; "
         f"{texts.origin}.",
     ]
-    if plan.model.tokenizer_name != plan.model.name and "read" in texts.origin:
+    if plan.model.tokenizer_name != plan.model.name and texts.counted:
         lines[-1] += f" Counted with the tokenizer of {plan.model.tokenizer_name}."
     return lines
 
 
 def explanation(plan: Plan) -> str:
     """How to read the table."""
-    where = "an accelerator's context" if plan.accelerator else "imported libraries"
+    where = "an accelerator's context takes" if plan.accelerator else "imported libraries take"
     devices = plan.options[0].devices
     return (f"Of each of {devices} devices. " if devices > 1 else "") + (
-        f"Predicted, and beside what {where} take. longest row: one at a time, with remat. "
+        f"Predicted, and beside what {where}. longest row: one at a time, with remat. "
         "a step: an optimizer step; evaluation and the heads' warm-up come on top."
     )
 

@@ -25,7 +25,7 @@ class Texts:
         examples: how many. tokens: of the longest padded row. mean_tokens: per padded row, on average.
         labelled: tokens to learn per example, on average. prompt_tokens: of the longest prompt.
         shared: tokens that all begin with. lengths: how many lengths rows are padded to.
-        origin: where this is from, in words.
+        origin: where this is from, in words. counted: whether a tokenizer was asked.
     """
 
     examples: int
@@ -36,6 +36,7 @@ class Texts:
     origin: str
     shared: int = 0
     lengths: int = 1
+    counted: bool = False
 
 
 def texts(recipe: Recipe, tokenizer: Tokenizer | None, examples: int | None, tokens: int | None) -> Texts:
@@ -49,6 +50,8 @@ def texts(recipe: Recipe, tokenizer: Tokenizer | None, examples: int | None, tok
         found = _read(recipe, tokenizer)
     if tokens:
         found = _of_length(found, tokens)
+    if examples and tokens:
+        found = dataclasses.replace(found, origin="as --examples and --tokens say")
     return dataclasses.replace(found, examples=examples or found.examples)
 
 
@@ -73,6 +76,7 @@ def _read(recipe: Recipe, tokenizer: Tokenizer) -> Texts:
         shared=shared_tokens(training),
         lengths=len(buckets),
         origin=f"{len(training)} training examples of {data.source}, read",
+        counted=True,
     )
 
 
