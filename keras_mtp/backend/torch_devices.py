@@ -34,7 +34,7 @@ class TorchGroup(Group):
             raise UserError(
                 "`distribution.data` must be the number of processes: on torch each device has one of its own. Received: "
                 f"distribution.data={data}, and {self.processes} processes. Start them so: torchrun --nproc-per-node {data} "
-                "-m keras_mtp recipe ..."
+                "-m -- keras_mtp recipe ..."
             )
         _meet()
 
