@@ -116,8 +116,8 @@ class TensorFlowGroup(Group):
     def explained(self, error: BaseException) -> BaseException:
         import tensorflow as tf
 
-        has_gone = isinstance(error, tf.errors.OpError) and "ollective ops is aborted" in str(error)
-        return gone(error) if has_gone else error
+        aborted = isinstance(error, tf.errors.OpError) and "Collective ops is aborted" in str(error)
+        return gone(error) if aborted or isinstance(error, tf.errors.UnavailableError) else error
 
     def leave(self, *, failed: bool) -> None:
         if failed and self.processes > 1:  # TensorFlow would wait at the end for the others
@@ -207,9 +207,10 @@ def _across_processes() -> Any:
 
     try:
         return tf.distribute.MultiWorkerMirroredStrategy()
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, tf.errors.OpError) as error:
         raise UserError(
-            f"Processes must join before TensorFlow computes anything. Received: {error} Start each by the command line."
+            "The processes must reach one another at the addresses in TF_CONFIG, and join before TensorFlow computes anything. "
+            f"Received: {error!s:.300}"
         ) from error
 
 
