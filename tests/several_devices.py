@@ -1,10 +1,12 @@
-"""Trains a tiny model on several sets of devices, in a process of its own: how many devices JAX has is fixed when it starts.
+"""Trains a tiny model on several sets of devices, in a process of its own: how many devices a backend has is fixed when it starts.
 
     python -m tests.several_devices FOUND.json METHOD 1x1 4x1 2x2
 
-writes, for every `data x model`, the losses of all steps and evaluations, and how large a part of the trunk one device has.
+writes, for every `data x model`, the losses of all steps and evaluations, how large a part of the trunk one device has, and a hash
+of all weights. Of several processes each writes a file: FOUND.json, FOUND.json.1, ...
 """
 
+import hashlib
 import json
 import sys
 import tempfile
@@ -15,19 +17,28 @@ import numpy as np
 from keras_mtp import backend
 
 STEPS = 50
+DEVICES = 2  # of TensorFlow
 
 
 def main(path: str, method: str, *devices: str) -> None:
-    backend.select()
+    if backend.select() == "tensorflow":
+        _split_cpu(DEVICES)
     found = {}
     for each in devices:
         found[each] = trained(method, *map(int, each.split("x")))
-    if backend.speaks():
-        Path(path).write_text(json.dumps(found))
+        process = found[each]["process"]
+    Path(f"{path}.{process}" if process else path).write_text(json.dumps(found))
+
+
+def _split_cpu(count: int) -> None:
+    """What TensorFlow has instead of XLA_FLAGS."""
+    config = backend.tensorflow().config
+    parts = [config.LogicalDeviceConfiguration()] * count
+    config.set_logical_device_configuration(config.list_physical_devices("CPU")[0], parts)
 
 
 def trained(method: str, data: int, model: int) -> dict:
-    """What came of one training: `{"losses": [...], "part": share of the trunk's bytes on one device}`."""
+    """What came of one training: `{"losses": [...], "part": share of the trunk's bytes on one device, "weights": hash}`."""
     from keras_mtp import distribution
     from keras_mtp.evaluation import HeldOutEvaluation
     from keras_mtp.metrics import MetricsLog
@@ -44,19 +55,26 @@ def trained(method: str, data: int, model: int) -> dict:
             "training.batch_size": 8,
             "training.accumulation": 2,
             "training.learning_rate": 0.01,
+            "training.weight_decay": 0.1,
             "evaluation.every": STEPS,
             "data.buckets": 1,
             "distribution.data": data,
             "distribution.model": model,
         },
     )
-    with distribution.begun(data, model), tempfile.TemporaryDirectory() as folder:
+    with distribution.begun(data, model) as group, tempfile.TemporaryDirectory() as folder:
         made = _model(method)
         log = MetricsLog(Path(folder) / "metrics.csv", made.head_names)
         train(made, _examples(40, 0), recipe, log, HeldOutEvaluation(made, _examples(6, 9), 4))
         log.close()
         losses = [value for row in log.rows for key, value in row.items() if key.endswith("loss")]
-        return {"losses": losses, "part": _part(made.backbone)}
+        weights = b"".join(group.whole(variable.value).tobytes() for variable in made.variables)
+        return {
+            "process": group.process,
+            "losses": losses,
+            "part": _part(made.backbone),
+            "weights": hashlib.sha256(weights).hexdigest(),
+        }
 
 
 def _model(method: str):
@@ -94,9 +112,9 @@ def _examples(count: int, seed: int) -> list:
 
 def _part(backbone) -> float:
     values = [variable.value for variable in backbone.variables]
-    on_one = sum(
-        v.addressable_shards[0].data.nbytes if hasattr(v, "addressable_shards") else v.nbytes for v in values
-    )
+    if not hasattr(values[0], "addressable_shards"):
+        return 1.0
+    on_one = sum(v.addressable_shards[0].data.nbytes for v in values)
     return on_one / sum(v.nbytes for v in values)
 
 

@@ -6,6 +6,7 @@ feeds its own rows of a batch, and one, the chief, writes.
 """
 
 import contextlib
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +110,8 @@ class Group:
 
 def gone(error: BaseException) -> UserError:
     """The error to show for one that was raised because another process has gone."""
+    said = re.sub(r"\x1b\[\d*m", "", str(error)).strip()  # without gloo's and Keras' colours
     return UserError(
         "All processes of a run must stay until its end, and one has gone: see what it said last. Start all of them again: the "
-        f"same command, with --run, goes on from the newest snapshot. Received: {str(error).strip():.300}"
+        f"same command, with --run, goes on from the newest snapshot. Received: {said:.300}"
     )

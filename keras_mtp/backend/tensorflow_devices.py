@@ -3,9 +3,9 @@
     one process         MirroredStrategy over its GPUs (without any, over the logical devices a CPU was split into)
     several             MultiWorkerMirroredStrategy over all devices of all processes
 
-Keras' `fit` runs a step on each device of a strategy, sums the gradients and gives the losses of the whole batch. Three things it
-does wrong in Keras 3.15 are put right here, each where it says so; test_tensorflow_devices.py has a test for each that fails once
-Keras is right.
+Keras' `fit` runs a step on each device of a strategy, sums the gradients and gives the losses of the whole batch. Four things that
+Keras 3.15 does wrong are put right here, where it says so; test_distribution.py::test_upstream_still_fails_on_several_devices fails
+once one is right in Keras.
 """
 
 import contextlib
@@ -33,9 +33,8 @@ class TensorFlowGroup(Group):
             raise UserError(
                 f"`distribution.model` must be 1 on TensorFlow, which cannot split the weights. Received: {model}. Use --backend jax."
             )
-        workers = _workers()
+        workers, self.process = _told()
         self.processes = max(len(workers), 1)
-        self.process = _task()["index"] if workers else 0
         self.strategy = _across_processes() if self.processes > 1 else _in_one_process(data)
         if self.strategy.num_replicas_in_sync != data:
             raise UserError(
@@ -45,7 +44,7 @@ class TensorFlowGroup(Group):
 
     @staticmethod
     def launched() -> bool:
-        return len(_workers()) > 1
+        return '"worker"' in os.environ.get("TF_CONFIG", "")
 
     def scope(self) -> contextlib.AbstractContextManager:
         return self.strategy.scope()
@@ -86,7 +85,7 @@ class TensorFlowGroup(Group):
     def whole(self, tensor: Any) -> np.ndarray:
         import tensorflow as tf
 
-        return tf.convert_to_tensor(tensor).numpy()  # a variable's copies are alike; NumPy reads none of its kind
+        return tf.convert_to_tensor(tensor).numpy()  # of a variable that has a copy on each device, the first
 
     def from_chief(self, data: bytes) -> bytes:
         size = self._total(np.array([len(data) if self.is_chief else 0]))[0]
@@ -117,8 +116,8 @@ class TensorFlowGroup(Group):
     def explained(self, error: BaseException) -> BaseException:
         import tensorflow as tf
 
-        has_gone = isinstance(error, tf.errors.OpError) and "ollective ops is aborted" in str(error)
-        return gone(error) if has_gone else error
+        aborted = isinstance(error, tf.errors.OpError) and "Collective ops is aborted" in str(error)
+        return gone(error) if aborted or isinstance(error, tf.errors.UnavailableError) else error
 
     def leave(self, *, failed: bool) -> None:
         if failed and self.processes > 1:  # TensorFlow would wait at the end for the others
@@ -127,8 +126,11 @@ class TensorFlowGroup(Group):
             backend.end_at_once()
 
 
-class _Summed:
-    """Before a Keras optimizer: sums the gradients of a step, of all its micro-batches together, before it clips them.
+_Optimizer: Any = object  # what comes behind `_Summed` is a class of Keras' optimizers
+
+
+class _Summed(_Optimizer):
+    """Sums the gradients of a step, of all its micro-batches together, before it clips them.
 
     Keras clips what one device has and sums thereafter (`_backend_update_step` in keras/src/backend/tensorflow/optimizer.py).
     """
@@ -176,12 +178,28 @@ class _Summed:
         return [self._accumulated_gradients[self._get_variable_index(v)] for v in variables]
 
 
-def _workers() -> list[str]:
-    return json.loads(os.environ.get("TF_CONFIG", "{}")).get("cluster", {}).get("worker", [])
+def _told() -> tuple[list[str], int]:
+    """The addresses of all processes and the number of this one, as TF_CONFIG says.
 
-
-def _task() -> dict[str, Any]:
-    return json.loads(os.environ["TF_CONFIG"])["task"]
+    Raises:
+        UserError: it says something else.
+    """
+    text = os.environ.get("TF_CONFIG", "")
+    if not text:
+        return [], 0
+    try:
+        config = json.loads(text)
+        cluster = config["cluster"]
+        workers, number = cluster["worker"], config["task"]["index"]
+        understood = set(cluster) == {"worker"} and number in range(len(workers))
+    except (ValueError, KeyError, TypeError):
+        understood = False
+    if not understood:
+        raise UserError(
+            'TF_CONFIG must be {"cluster": {"worker": ["HOST:PORT", ...]}, "task": {"type": "worker", "index": N}}, with a worker for '
+            f"each process. Received: TF_CONFIG={text:.200}"
+        )
+    return workers, number
 
 
 def _across_processes() -> Any:
@@ -189,9 +207,10 @@ def _across_processes() -> Any:
 
     try:
         return tf.distribute.MultiWorkerMirroredStrategy()
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, tf.errors.OpError) as error:
         raise UserError(
-            f"Processes must join before TensorFlow computes anything. Received: {error} Start each by the command line."
+            "The processes must reach one another at the addresses in TF_CONFIG, and join before TensorFlow computes anything. "
+            f"Received: {error!s:.300}"
         ) from error
 
 

@@ -34,7 +34,7 @@ class TorchGroup(Group):
             raise UserError(
                 "`distribution.data` must be the number of processes: on torch each device has one of its own. Received: "
                 f"distribution.data={data}, and {self.processes} processes. Start them so: torchrun --nproc-per-node {data} "
-                "-m keras_mtp recipe ..."
+                "-m -- keras_mtp recipe ..."
             )
         _meet()
 
@@ -72,8 +72,8 @@ class TorchGroup(Group):
     def explained(self, error: BaseException) -> BaseException:
         import torch
 
-        has_gone = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
-        return gone(error) if has_gone else error
+        from_gloo = isinstance(error, RuntimeError) and "/gloo/" in str(error)  # of no type of its own
+        return gone(error) if from_gloo or isinstance(error, torch.distributed.DistError) else error
 
     def leave(self, *, failed: bool) -> None:
         import torch
@@ -98,7 +98,12 @@ def _meet() -> None:
                 f"with --nproc-per-node {gpus}."
             )
         torch.cuda.set_device(place)  # which Keras' "cuda" then means
-    torch.distributed.init_process_group("nccl" if gpus else "gloo")
+    try:
+        torch.distributed.init_process_group("nccl" if gpus else "gloo")
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"The processes must reach one another. Received: {error!s:.300} Start them all with torchrun."
+        ) from error
 
 
 def _reduced(numbers: Sequence[float], how: str) -> list[float]:
