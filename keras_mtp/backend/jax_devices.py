@@ -20,6 +20,8 @@ from keras_mtp.backend.group import Group
 from keras_mtp.errors import UserError
 
 BATCH, MODEL = "batch", "model"  # the mesh's axes
+# What JAX's errors say, of no type of their own, where another process cannot be reached any more.
+_LOST = re.compile(r"gloo|nccl|rccl|coordination service|connection reset|heartbeat", re.IGNORECASE)
 
 
 class JaxGroup(Group):
@@ -121,15 +123,12 @@ class JaxGroup(Group):
         return int(np.max(multihost_utils.process_allgather(np.int32(number))))
 
     def explained(self, error: BaseException) -> BaseException:
-        import jax
-
-        if self.processes == 1 or not isinstance(error, jax.errors.JaxRuntimeError):
-            return error
-        if "RESOURCE_EXHAUSTED" in str(error):
+        found = _LOST.search(str(error))
+        if self.processes == 1 or isinstance(error, UserError) or not found:
             return error
         return UserError(
             "All processes of a run must stay until its end, and one has gone: see what it said last. Start all of them again: the "
-            f"same command, with --run, goes on from the newest snapshot. JAX says: {error!s:.200}"
+            f"same command, with --run, goes on from the newest snapshot. JAX says: {str(error)[found.start() :]:.200}"
         )
 
     def leave(self, *, failed: bool) -> None:
