@@ -140,19 +140,37 @@ class JaxGroup(Group):
 
 
 def compiled_step(view: Any, batch: Any) -> str:
-    """The text of the program (HLO) that `fit` would run for a compiled Keras model and a batch, see `Group.distributed`."""
+    """The text of the program (HLO) that `fit` would run for a compiled Keras model and a batch, see `Group.distributed`.
+
+    The model's variables need no values: shapes and layouts decide the program. Those of the optimizer and the metrics that
+    are made here have none where this is called in a stateless scope that begins no variables.
+    """
     import jax
 
-    view._symbolic_build(data_batch=batch)  # makes the variables of optimizer and metrics, as `fit` would
-    state = view._get_jax_state(
-        trainable_variables=True,
-        non_trainable_variables=True,
-        optimizer_variables=True,
-        metrics_variables=True,
+    for variable in view.variables:
+        variable._initialize_layout()  # the optimizer's variables take theirs from these
+    view._symbolic_build(data_batch=batch)
+    state = tuple(
+        [_abstract(variable) for variable in variables]
+        for variables in (
+            view.trainable_variables,
+            view.non_trainable_variables,
+            view.optimizer.variables,
+            view.metrics_variables,
+        )
     )
     shardings = jax.tree.map(lambda value: value.sharding, state)
     step = jax.jit(view.train_step, donate_argnums=0, out_shardings=(None, shardings))
     return step.lower(state, batch).compile().as_text()
+
+
+def _abstract(variable: Any) -> Any:
+    """A variable's shape, type and place."""
+    import jax
+
+    variable._initialize_layout()
+    layout = getattr(variable._layout, "backend_layout", variable._layout)
+    return jax.ShapeDtypeStruct(tuple(variable.shape), variable.dtype, sharding=layout)
 
 
 def _address() -> str | None:
