@@ -193,18 +193,19 @@ def _dequantised(values, scale, zero=None, *, layout: Layout, dtype: str):
 
 
 def _integers(values, *, layout: Layout, dtype: str):
-    return ops.cast(values if layout.packed is None else _unpacked(values, layout), dtype)
+    if layout.packed is not None:
+        values = _unpacked(values, layout.packed, layout.shape[layout.packed])
+    return ops.cast(values, dtype)
 
 
-def _unpacked(values, layout: Layout):
-    """int8 values, two of which were in a byte."""
-    axis, eight = layout.packed, ops.cast(8, "int8")
+def _unpacked(values, axis: int, size: int):
+    """int8 values, two of which were in a byte along an axis; `size` of them."""
+    eight = ops.cast(8, "int8")
     low = ops.bitwise_xor(ops.bitwise_and(values, ops.cast(15, "int8")), eight) - eight
     high = ops.right_shift(values, ops.cast(4, "int8"))  # keeps the sign
     shape = list(ops.shape(values))
     shape[axis] *= 2
     both = ops.reshape(ops.stack([low, high], axis=axis + 1), shape)
-    size = layout.shape[axis]
     return both if size == shape[axis] else ops.split(both, [size], axis=axis)[0]
 
 
