@@ -124,13 +124,16 @@ def is_quantised(layer: keras.layers.Layer) -> bool:
     return layer.quantization_mode in MODES
 
 
-def keep_activations(backbone: keras.Model) -> None:
-    """Stops a backbone's quantised layers from rounding what they are given.
+def mend(backbone: keras.Model) -> None:
+    """Puts right two things about the quantised layers of a backbone; leaves others as they are.
 
-    Keras' configs say it, but a layer that is loaded has lost its config (keras-hub makes it from its dtype alone).
+    They must not round what they are given: Keras' configs can say so, but a layer that is loaded has lost its config (keras-hub
+    makes it from its dtype alone). And each gets its own part of the backbone's policy map: Keras 3.15 saves a layer by its map's
+    default (`layers/core/embedding.py`, `_get_embeddings_with_merged_lora`), without a scale.
     """
-    for layer in backbone._flatten_layers():
-        if getattr(layer, "inputs_quantizer", None) is not None:
+    for layer in backbone._flatten_layers(include_self=False):
+        if layer.quantization_mode in MODES:
+            layer._dtype_policy = _own_policy(layer)
             layer.inputs_quantizer = None
 
 
@@ -190,24 +193,28 @@ def _dequantised(values, scale, zero=None, *, layout: Layout, dtype: str):
 
 
 def _integers(values, *, layout: Layout, dtype: str):
-    return ops.cast(values if layout.packed is None else _unpacked(values, layout), dtype)
+    if layout.packed is not None:
+        values = _unpacked(values, layout.packed, layout.shape[layout.packed])
+    return ops.cast(values, dtype)
 
 
-def _unpacked(values, layout: Layout):
-    """int8 values, two of which were in a byte."""
-    axis, eight = layout.packed, ops.cast(8, "int8")
+def _unpacked(values, axis: int, size: int):
+    """int8 values, two of which were in a byte along an axis; `size` of them."""
+    eight = ops.cast(8, "int8")
     low = ops.bitwise_xor(ops.bitwise_and(values, ops.cast(15, "int8")), eight) - eight
     high = ops.right_shift(values, ops.cast(4, "int8"))  # keeps the sign
     shape = list(ops.shape(values))
     shape[axis] *= 2
     both = ops.reshape(ops.stack([low, high], axis=axis + 1), shape)
-    size = layout.shape[axis]
     return both if size == shape[axis] else ops.split(both, [size], axis=axis)[0]
 
 
 def plain_policy(layer: keras.layers.Layer) -> keras.DTypePolicy:
     """A layer's dtype policy without its quantisation: for a layer that has no matrix of its own."""
-    policy = layer.dtype_policy
-    if isinstance(policy, keras.dtype_policies.DTypePolicyMap):
-        policy = policy[layer.path]
+    policy = _own_policy(layer)
     return keras.DTypePolicy(policy.name.rpartition("_from_")[2]) if policy.quantization_mode else policy
+
+
+def _own_policy(layer: keras.layers.Layer) -> keras.DTypePolicy:
+    policy = layer.dtype_policy
+    return policy[layer.path] if isinstance(policy, keras.dtype_policies.DTypePolicyMap) else policy

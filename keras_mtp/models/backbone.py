@@ -110,14 +110,14 @@ def load_backbone(
         >>> hidden = backbone({"token_ids": ids, "padding_mask": mask})  # (B, T, D), after the final norm
         >>> logits = backbone.token_embedding(hidden, reverse=True)  # (B, T, V)
     """
-    from keras_mtp.quantised import keep_activations
+    from keras_mtp.quantised import mend
 
     source = _open(find(name))
     tokenizer = source.tokenizer()
     with filling.without_values():
         backbone = llama.build(source.sizes, filling.policy(dtype, "none" if rounded else quantize))
     source.fill(backbone, quantize if rounded else "none")
-    keep_activations(backbone)
+    mend(backbone)
     return Pretrained(backbone, tokenizer)
 
 

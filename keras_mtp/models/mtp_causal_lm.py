@@ -35,7 +35,7 @@ from keras_mtp.layers.prefix_key_values import PrefixedBlock, PrefixKeyValues
 from keras_mtp.layers.untrained import Untrained
 from keras_mtp.models.backbone import DEFAULT_MODEL, load_backbone
 from keras_mtp.models.training_view import TrainingView
-from keras_mtp.quantised import is_quantised, keep_activations
+from keras_mtp.quantised import is_quantised, mend
 
 VIEWS = ("logits", "hidden_states")
 PREFIX_KINDS = ("embeddings", "key_values")
@@ -109,7 +109,7 @@ class MTPCausalLM(keras.Model):
         _check_trained(backbone, freeze_backbone, lora_rank)
         # === Layers ===
         dtype = _float32_variables(backbone.token_embedding.dtype_policy)
-        keep_activations(backbone)
+        mend(backbone)
         if freeze_backbone:
             backbone.trainable = False
         prefix = None
