@@ -13,22 +13,23 @@ GB predicted / measured (ratio), SmolLM2-135M on GSM8K or the generated problems
 tensorflow 2.21.0, torch 2.13.0:
 
     run                                              jax                  tensorflow           torch
-    prefix, 4 x 128                           fit    1.70 / 1.65 (1.03)   1.88 / 1.91 (0.98)   1.30 / 1.17 (1.11)
-    full, 4 x 192                             fit    5.21 / 5.09 (1.02)   5.36 / 6.00 (0.89)   5.21 / 5.13 (1.02)
-    prefix, a head, 8 x 256                   fit    4.20 / 4.17 (1.01)   4.22 / 4.00 (1.06)   3.00 / 3.12 (0.96)
-    prefix, a head, answers, 8 x 192          fit    3.15 / 3.09 (1.02)   3.75 / 3.77 (1.00)   2.14 / 2.08 (1.03)
-    lora on all, 2 linear heads, 4 x 4 x 192  fit    3.69 / 4.21 (0.88)   3.85 / 4.41 (0.87)   2.71 / 2.74 (0.99)
-    prefix, a head, bfloat16, 16 x 192        fit    5.07 / 5.22 (0.97)                        3.63 / 3.69 (0.98)
+    prefix, 4 x 128                           fit    1.68 / 1.65 (1.02)   1.88 / 1.91 (0.98)   1.30 / 1.17 (1.11)
+    full, 4 x 192                             fit    5.17 / 5.09 (1.02)   5.36 / 6.00 (0.89)   5.21 / 5.13 (1.02)
+    prefix, a head, 8 x 256                   fit    4.10 / 4.17 (0.98)   4.22 / 4.00 (1.06)   3.00 / 3.12 (0.96)
+    prefix, a head, answers, 8 x 192          fit    3.09 / 3.09 (1.00)   3.75 / 3.77 (1.00)   2.14 / 2.08 (1.03)
+    lora on all, 2 linear heads, 4 x 4 x 192  fit    3.14 / 3.15 (0.99)   3.85 / 4.41 (0.87)   2.71 / 2.74 (0.99)
+    prefix, a head, bfloat16, 16 x 192        fit    5.06 / 5.22 (0.97)                        3.63 / 3.69 (0.98)
     prefix, a head, remat, 16 x 256           fit                                              1.85 / 2.12 (0.87)
-    gsm8k as it is, 6 steps                   check  3.37 / 3.33 (1.01)   3.90 / 4.07 (0.96)   2.36 / 2.39 (0.98)
-    prefix, 8 x 192, 2 lengths                check  2.83 / 2.83 (1.00)   2.95 / 2.83 (1.04)   2.03 / 1.90 (1.07)
-    prefix, a head, 3 lengths, 12 steps       check  3.41 / 3.32 (1.03)
-    prefix, 4 x 4 x 192                       check  2.04 / 2.04 (1.00)
-    lora, 4 x 192, answers                    check  2.40 / 1.69 (1.42)                        1.75 / 1.66 (1.06)
+    gsm8k as it is, 6 steps                   check  3.30 / 3.33 (0.99)   3.90 / 4.07 (0.96)   2.36 / 2.39 (0.98)
+    lora, 4 x 192, answers                    check  2.29 / 2.24 (1.02)                        1.75 / 1.66 (1.06)
+    prefix, 8 x 192, 2 lengths                check  2.77 / 2.83 (0.98)   2.95 / 2.83 (1.04)   2.03 / 1.90 (1.07)
+    prefix, a head, 3 lengths, 12 steps       check  3.34 / 3.32 (1.00)
+    prefix, 4 x 4 x 192                       check  2.01 / 2.04 (0.99)
 
-JAX's last is low: the machine was short of memory then, and the same answers had taken half a gigabyte more than that whole run's
-first half. Not measured yet: the other runs below; remat but on torch; bfloat16 on TensorFlow, which has float32's factors; large
-batches in evaluation. The memory of a process is what is resident: measure while the machine has some to spare.
+(8 x 256, bfloat16, remat and those with several lengths were measured by an older version of the code, which freed less between
+phases; "gsm8k as it is" with 3 steps on TensorFlow and torch.) Not measured yet: the other runs below; remat but on torch;
+bfloat16 on TensorFlow, which has float32's factors; large batches in evaluation. What is measured is what is resident: on a
+machine that is short of memory it is too little, by a gigabyte once.
 """
 
 import argparse
