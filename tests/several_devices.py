@@ -56,6 +56,7 @@ def trained(method: str, data: int, model: int) -> dict:
             "training.accumulation": 2,
             "training.learning_rate": 0.01,
             "training.weight_decay": 0.1,
+            "training.compile": False,
             "evaluation.every": STEPS,
             "data.buckets": 1,
             "distribution.data": data,
