@@ -2,8 +2,8 @@
 
     python -m tests.several_devices FOUND.json METHOD 1x1 4x1 2x2
 
-writes, for every `data x model`, the losses of all steps and evaluations, how large a part of the trunk one device has, and a hash
-of all weights. Of several processes each writes a file: FOUND.json, FOUND.json.1, ...
+writes, for every `data x model`, the losses of all steps and evaluations, some gradients' norms, how large a part of the trunk one
+device has, and a hash of all weights. Of several processes each writes a file: FOUND.json, FOUND.json.1, ...
 """
 
 import hashlib
@@ -41,7 +41,7 @@ def trained(method: str, data: int, model: int) -> dict:
     """What came of one training: `{"losses": [...], "part": share of the trunk's bytes on one device, "weights": hash}`."""
     from keras_mtp import distribution
     from keras_mtp.evaluation import HeldOutEvaluation
-    from keras_mtp.metrics import MetricsLog
+    from keras_mtp.metrics import MetricsLog, probe_columns
     from keras_mtp.recipe import Recipe, updated
     from keras_mtp.training import train
 
@@ -57,6 +57,7 @@ def trained(method: str, data: int, model: int) -> dict:
             "training.learning_rate": 0.01,
             "training.weight_decay": 0.1,
             "training.compile": False,
+            "training.probe_every": STEPS,
             "evaluation.every": STEPS,
             "data.buckets": 1,
             "distribution.data": data,
@@ -65,10 +66,10 @@ def trained(method: str, data: int, model: int) -> dict:
     )
     with distribution.begun(data, model) as group, tempfile.TemporaryDirectory() as folder:
         made = _model(method)
-        log = MetricsLog(Path(folder) / "metrics.csv", made.head_names)
+        log = MetricsLog(Path(folder) / "metrics.csv", made.head_names, probe_columns(made.head_names))
         train(made, _examples(40, 0), recipe, log, HeldOutEvaluation(made, _examples(6, 9), 4))
         log.close()
-        losses = [value for row in log.rows for key, value in row.items() if key.endswith("loss")]
+        losses = [value for row in log.rows for key, value in row.items() if key.endswith(("loss", "norm"))]
         weights = b"".join(group.whole(variable.value).tobytes() for variable in made.variables)
         return {
             "process": group.process,

@@ -253,8 +253,8 @@ def test_a_process_that_is_killed_ends_all_and_the_run_goes_on(inputs, tmp_path)
     recipe = tiny_run.recipe(
         inputs,
         heads__count=1,
-        training__steps=400,
-        evaluation__every=400,
+        training__steps=300,
+        evaluation__every=300,
         training__snapshot_every=20,
         training__keep="best",
         training__compile=False,
@@ -264,8 +264,8 @@ def test_a_process_that_is_killed_ends_all_and_the_run_goes_on(inputs, tmp_path)
     path.write_text(to_toml(recipe))
     chief, other = _processes(path, run)
     deadline = time.monotonic() + 300
-    while not (run / "snapshots/joint-00000040").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    while not (run / "snapshots/joint-00000020").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
     other.send_signal(signal.SIGKILL)
     said = _finished(chief, 2)
     assert "Error: All processes of a run must stay until its end, and one has gone" in said
