@@ -257,6 +257,7 @@ def test_a_process_that_is_killed_ends_all_and_the_run_goes_on(inputs, tmp_path)
         evaluation__every=300,
         training__snapshot_every=20,
         training__keep="best",
+        training__compile=False,
         evaluation__test_limit=1,
     )
     path, run = tmp_path / "recipe.toml", tmp_path / "run"
