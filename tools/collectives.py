@@ -11,6 +11,7 @@ turn, and counted apart.
 """
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -62,7 +63,9 @@ def _empty_model(recipe, layers: int | None):
     kinds = [kind for name, kind in PREFIXES.items() if name in tuned.methods]
     backbone = llama.build(llama.LlamaSizes(**sizes), from_recipe._dtype(recipe))
     for variable in backbone.variables:
-        variable._initializer = keras.initializers.Zeros()  # where a value is asked for; no random numbers are drawn
+        variable._initializer = (
+            keras.initializers.Zeros()
+        )  # where a value is asked for; no random numbers are drawn
     return MTPCausalLM(
         backbone,
         prefix_length=recipe.prefix_length,
@@ -81,11 +84,15 @@ def counted(recipe, assignments: list[str], tokens: int, layers: int | None) -> 
     Args:
         assignments: what makes the recipe another than its file. tokens, layers: as in `compiled_step`.
     """
+    import keras
+
     from keras_mtp.losses import default_chunk_rows
     from keras_mtp.workload import micro_batch
 
     devices = recipe.distribution
     found = collectives(compiled_step(recipe, tokens, layers))
+    keras.utils.clear_session()  # or the model of every count stays until the end
+    gc.collect()
     return {
         "recipe": recipe.name,
         "set": assignments,
@@ -137,7 +144,7 @@ def main() -> None:
     ]
     if arguments.json:
         command = " ".join(["tools/collectives.py", *sys.argv[1:]])
-        print(json.dumps({"command": command, "counts": counts}, indent=1))
+        print(json.dumps({"commands": [command], "counts": counts}))
         return
     for count in counts:
         _print(count)
