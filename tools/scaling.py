@@ -69,7 +69,7 @@ def limits(work: Job, machine: Machine, share: float, rows: int) -> str:
         steps = list(of_one_batch(work, machine, share, rows, model))
         stops, last = half(steps), steps[-1]
         said = (
-            f"half of the step is no computing at {stops.data} x {stops.model}, {stops.rows // stops.data} rows each"
+            f"half of the step is no computing at {stops.data} x {stops.model}, rows for each: {stops.rows // stops.data}"
             if stops
             else f"the batch ends first: {last.data} x {last.model}, a row each, {last.share:.1%} talk, {last.tokens / last.slowest:,.0f} tokens/s"
         )
