@@ -96,6 +96,7 @@ SIZES = LlamaSizes(
     rope_scaling=None,
     tied=True,
 )
+BESIDES = 64e6  # bytes that a backend takes with the first weights, however many there are
 MEASURE = """
 import math, sys
 from pathlib import Path
@@ -134,7 +135,7 @@ def test_safetensors_are_quantised_within_the_quantised_size_and_a_fifth(tmp_pat
     peak, size = _peak_and_size(
         tmp_path, module="hugging_face", source="HuggingFaceFolder", dtype="bfloat16", quantize="int8"
     )
-    assert 1.2e8 < size < 1.4e8 and peak < 1.2 * size
+    assert 1.2e8 < size < 1.4e8 and peak < 1.2 * size + BESIDES
 
 
 @pytest.mark.skipif(
@@ -147,7 +148,7 @@ def test_gguf_is_read_within_the_size_that_it_has_in_memory_and_a_fifth(tmp_path
     peak, size = _peak_and_size(
         path, module="gguf_llama", source="GGUFLlama", dtype="float32", quantize="none"
     )
-    assert size > 2e8 and peak < 1.2 * size
+    assert size > 2e8 and peak < 1.2 * size + BESIDES  # with a second copy it would be 440 MB
 
 
 def _write_zeros(folder: Path, sizes: LlamaSizes) -> None:
