@@ -140,15 +140,15 @@ def _matrix(dense, inputs: int, merged=None):
 
 def copy_weights(block, other) -> None:
     """Gives one decoder block the weights of another, in floating point where that one is quantised."""
+    whole = distribution.active().whole  # of a trunk whose weights several devices share, too
     if not any(is_quantised(projection(block, name)) for name in PROJECTIONS):
-        whole = distribution.active().whole  # of a trunk whose weights several devices share, too
         other.set_weights([whole(variable.value) for variable in block.weights])
         return
     for name in PROJECTIONS:
         dense, kernel = projection(block, name), projection(other, name)._kernel
         kernel.assign(ops.reshape(Quantised.of_dense(dense, inputs_of(name)).kernel("float32"), kernel.shape))
     for norm in ("_self_attention_layernorm", "_feedforward_layernorm"):
-        getattr(other, norm).scale.assign(getattr(block, norm).scale)
+        getattr(other, norm).scale.assign(whole(getattr(block, norm).scale.value))  # not the same tensor on JAX
 
 
 def run_block(weights: BlockWeights, x, rotation: Rotation, attend: Attend):
