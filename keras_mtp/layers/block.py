@@ -148,7 +148,9 @@ def copy_weights(block, other) -> None:
         dense, kernel = projection(block, name), projection(other, name)._kernel
         kernel.assign(ops.reshape(Quantised.of_dense(dense, inputs_of(name)).kernel("float32"), kernel.shape))
     for norm in ("_self_attention_layernorm", "_feedforward_layernorm"):
-        getattr(other, norm).scale.assign(whole(getattr(block, norm).scale.value))  # not the same tensor on JAX
+        getattr(other, norm).scale.assign(
+            whole(getattr(block, norm).scale.value)
+        )  # not the same tensor on JAX
 
 
 def run_block(weights: BlockWeights, x, rotation: Rotation, attend: Attend):
