@@ -132,7 +132,7 @@ def mend(backbone: keras.Model) -> None:
     default (`layers/core/embedding.py`, `_get_embeddings_with_merged_lora`), without a scale.
     """
     for layer in backbone._flatten_layers(include_self=False):
-        if layer.quantization_mode in MODES:
+        if is_quantised(layer):
             layer._dtype_policy = _own_policy(layer)
             layer.inputs_quantizer = None
 

@@ -14,8 +14,6 @@ memory is what the real ones' is.
 import argparse
 import json
 import math
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rich.table import Table
 
 from keras_mtp.backend import BACKENDS
+from tools.benchmarks.alone import in_a_process, say
 from tools.benchmarks.screen import console
 
 # Keras' policy of what is computed, how matrices are stored, and the bits of a weight for the reader.
@@ -45,7 +44,6 @@ RUN = (
     *("training.memory_check=false", "training.compile=false", "training.snapshot_every=0"),
     *("evaluation.limit=2", "evaluation.batch_size=2", "evaluation.test_limit=0"),
 )
-SAID = "measured: "
 _BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
@@ -63,7 +61,7 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)  # what a process is told
     options = parser.parse_args()
     if options.one:
-        print(SAID + json.dumps(measure(json.loads(options.one))))
+        say(measure(json.loads(options.one)))
         return
     table = Table("model", "stored as", "backend", "trunk GB", "loading GB", "ratio", "run GB", "s a step")
     progress = console(stderr=True)
@@ -71,12 +69,12 @@ def main() -> None:
         for stored in options.stored:
             for backend in options.backends:
                 wanted = {"backend": backend, "model": model, "stored": stored, "steps": options.steps}
-                found = _in_a_process({**wanted, "what": "load"})
+                found = in_a_process(__file__, {**wanted, "what": "load"})
                 ratio = found["peak_bytes"] / found["trunk_bytes"]
                 row = [model, stored, backend, f"{found['trunk_bytes'] / 1e9:.2f}"]
                 row += [f"{found['peak_bytes'] / 1e9:.2f}", f"{ratio:.2f}"]
                 if not options.load_only:
-                    found = _in_a_process({**wanted, "what": "train"})
+                    found = in_a_process(__file__, {**wanted, "what": "train"})
                     row += [f"{found['peak_bytes'] / 1e9:.2f}", f"{found['step_seconds']:.1f}"]
                 progress.print(*row)
                 table.add_row(*row)
@@ -140,20 +138,6 @@ def train(wanted: Mapping[str, Any]) -> dict[str, Any]:
         report = pipeline.run(recipe, Path(folder) / "run", progress=False, callbacks=[seconds])
     later = sorted(seconds.steps[-(wanted["steps"] - 1) :])
     return {"peak_bytes": report.peak_bytes, "step_seconds": later[len(later) // 2]}
-
-
-def _in_a_process(wanted: Mapping[str, Any]) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as programs:
-        done = subprocess.run(
-            [sys.executable, __file__, "--one", json.dumps(wanted)],
-            env=os.environ | {"JAX_COMPILATION_CACHE_DIR": programs},
-            capture_output=True,
-            text=True,
-        )
-    for line in done.stdout.splitlines():
-        if line.startswith(SAID):
-            return json.loads(line.removeprefix(SAID))
-    sys.exit(f"Error: it failed.\n{done.stderr[-2000:]}")
 
 
 if __name__ == "__main__":

@@ -36,8 +36,6 @@ import argparse
 import dataclasses
 import datetime
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -55,6 +53,7 @@ from scipy.optimize import least_squares
 from keras_mtp.backend import BACKENDS
 from keras_mtp.flops import Positions, Sizes
 from keras_mtp.memory_plan import FACTORS, PARTS, Workload, counted
+from tools.benchmarks.alone import in_a_process, say
 from tools.benchmarks.screen import console
 
 FEW_STEPS = (
@@ -69,7 +68,6 @@ PULL = (
 NOTHING = {"jax": ("left",), "torch": ("left", "compiled")}
 BEFORE = ("loading", "evaluation", "generation")  # phases before training
 SMALL_BYTES = 1e8
-SAID = "measured: "
 
 
 @dataclass(frozen=True)
@@ -178,7 +176,7 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)  # what a run's process is told
     options = parser.parse_args()
     if options.one:
-        print(SAID + json.dumps(run_one(json.loads(options.one))))
+        say(run_one(json.loads(options.one)))
         return
     known = json.loads(options.reuse.read_text()) if options.reuse else []
     rows = [*known, *measured(options, {(row["backend"], row["case"]) for row in known})]
@@ -238,18 +236,8 @@ def measured(options: argparse.Namespace, known: set[tuple[str, str]]) -> Iterat
 
 
 def _in_a_process(backend: str, settings: Sequence[str]) -> dict[str, Any]:
-    wanted = json.dumps({"backend": backend, "settings": [*settings, "training.memory_check=false"]})
-    with tempfile.TemporaryDirectory() as programs:
-        done = subprocess.run(
-            [sys.executable, __file__, "--one", wanted],
-            env=os.environ | {"JAX_COMPILATION_CACHE_DIR": programs},
-            capture_output=True,
-            text=True,
-        )
-    for line in done.stdout.splitlines():
-        if line.startswith(SAID):
-            return json.loads(line.removeprefix(SAID))
-    sys.exit(f"Error: the run failed.\n{done.stderr[-2000:]}")
+    wanted = {"backend": backend, "settings": [*settings, "training.memory_check=false"]}
+    return in_a_process(__file__, wanted)
 
 
 def fitted(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:

@@ -108,8 +108,8 @@ class Group:
         """The last call. If it `failed`, this process must end without waiting for others, who may wait for it."""
 
 
-def gone(error: BaseException) -> UserError:
-    """The error to show for one that was raised because another process has gone."""
+def gone(error: object) -> UserError:
+    """The error to show for one that was raised because another process has gone; or for what it says of that."""
     said = re.sub(r"\x1b\[\d*m", "", str(error)).strip()  # without gloo's and Keras' colours
     return UserError(
         "All processes of a run must stay until its end, and one has gone: see what it said last. Start all of them again: the "

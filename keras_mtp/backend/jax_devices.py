@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_mtp.backend.group import Group
+from keras_mtp.backend.group import Group, gone
 from keras_mtp.errors import UserError
 
 BATCH, MODEL = "batch", "model"  # the mesh's axes
@@ -126,10 +126,7 @@ class JaxGroup(Group):
         found = _LOST.search(str(error))
         if self.processes == 1 or isinstance(error, UserError) or not found:
             return error
-        return UserError(
-            "All processes of a run must stay until its end, and one has gone: see what it said last. Start all of them again: the "
-            f"same command, with --run, goes on from the newest snapshot. JAX says: {str(error)[found.start() :]:.200}"
-        )
+        return gone(str(error)[found.start() :])
 
     def leave(self, *, failed: bool) -> None:
         if failed and self.processes > 1:
