@@ -1,5 +1,6 @@
 """Each test process runs on one backend, KERAS_BACKEND; it is chosen here, before a test imports Keras."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -14,3 +15,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # Most of compiling is LLVM's, for code that a tiny model runs through a few times. What XLA makes of a program is untouched.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 backend.select()
+gc.disable()  # until everything is imported
+
+
+def pytest_collection_finish():
+    """As `backend.uncollected_imports` does: a test of many small steps took twice its time for garbage collection."""
+    gc.freeze()
+    gc.enable()

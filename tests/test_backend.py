@@ -96,6 +96,25 @@ def test_defaults_of_the_environment_give_way_to_the_user(tmp_path):
     )
 
 
+def test_simulated_devices_have_threads_to_spare():
+    """With one for each, some hundred steps of four devices that are begun without waiting end in a deadlock (JAX 0.11)."""
+    show = SELECT.format("'jax'") + "\nimport os; print(os.environ.get('PJRT_NPROC'))"
+    flags = "--xla_cpu_enable_fast_math=false --xla_force_host_platform_device_count=4"
+    assert run(show, XLA_FLAGS=flags).split() == ["jax", "32"]
+    assert run(show, XLA_FLAGS="").split() == ["jax", "None"]
+
+
+def test_what_is_imported_is_not_looked_through_again():
+    code = """
+import gc
+from keras_mtp import backend
+with backend.quiet_imports():
+    kept = [[] for _ in range(100_000)]
+print(gc.isenabled(), gc.get_freeze_count() > 100_000)
+"""
+    assert run(code).split() == ["True", "True"]
+
+
 def test_quiet_imports_keep_what_is_not_a_greeting():
     code = """
 import os

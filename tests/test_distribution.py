@@ -145,7 +145,7 @@ def on_simulated_devices(tmp_path_factory):
 
     def train(method, *devices):
         found = tmp_path_factory.mktemp("devices") / "found.json"
-        flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+        flags = {"XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"}
         _finished(
             _start([sys.executable, "-m", "tests.several_devices", str(found), method, *devices], flags)
         )
@@ -172,7 +172,7 @@ def _finished(process: subprocess.Popen, code: int = 0) -> str:
 
 
 TRAININGS = {
-    "jax": [("prefix+lora", ["1x1", "2x1", "4x1", "1x4", "2x2"]), ("full", ["1x1", "2x2"])],
+    "jax": [("prefix+lora", ["1x1", "4x1", "1x4"]), ("full", ["1x1", "2x2"])],
     "tensorflow": [("full", ["1x1", "2x1"])],
     "torch": [],  # which has a process for each device
 }
