@@ -137,7 +137,9 @@ def _set_defaults(name: str) -> None:
     if name == "jax":
         defaults["JAX_COMPILATION_CACHE_DIR"] = str(_cache_folder() / "jax")
         defaults["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1"
-        if simulated := re.search(r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", "")):
+        if simulated := re.search(
+            r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", "")
+        ):
             # By default there are as many threads as devices. A step begins before the last one has ended, and where one
             # of its devices waits for a thread that another step's has, both wait for ever.
             defaults["PJRT_NPROC"] = str(8 * int(simulated[1]))
