@@ -9,6 +9,7 @@ import pytest
 from keras import ops
 
 from keras_mtp import backend, memory
+from keras_mtp.backend import rows
 from keras_mtp.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -181,6 +182,6 @@ def test_rows_written_at_once_are_those_written_one_by_one(monkeypatch):
         for row, first in enumerate(start):
             expected[row, ..., first : first + new_tokens, :] = new[row]
         for at_once in (False, True):
-            monkeypatch.setattr(backend, "on_accelerator", lambda at_once=at_once: at_once)
+            monkeypatch.setattr(rows, "on_accelerator", lambda at_once=at_once: at_once)
             tensors = (ops.convert_to_tensor(np.copy(array)) for array in (buffer, new, start))
             np.testing.assert_array_equal(ops.convert_to_numpy(backend.write_rows(*tensors)), expected)

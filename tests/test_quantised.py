@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 
 from keras_mtp import backend
+from keras_mtp.backend import temporaries
 from keras_mtp.layers.sequential_head import SequentialHead
 from keras_mtp.layers.transformer_head import TransformerHead
 from keras_mtp.losses import LinearCrossEntropy, score_rows
@@ -142,8 +143,8 @@ def test_bfloat16_is_computed_with_float32_scales(mode):
 def test_a_large_unembedding_is_made_in_slabs(monkeypatch, mode, tied):
     stored = Quantised.of_unembedding(_embeddings(mode, tied)[0])
     at_once = ops.convert_to_numpy(stored.kernel("float32"))
-    monkeypatch.setattr(backend, "_LARGE_MATRIX", 1)
-    monkeypatch.setattr(backend, "_SLAB", 7 * at_once.size // tiny.VOCABULARY)
+    monkeypatch.setattr(temporaries, "LARGE_MATRIX", 1)
+    monkeypatch.setattr(temporaries, "SLAB", 7 * at_once.size // tiny.VOCABULARY)
     np.testing.assert_array_equal(ops.convert_to_numpy(stored.kernel("float32")), at_once)
 
 

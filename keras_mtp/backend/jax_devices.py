@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from keras_mtp.backend.group import Group, gone
+from keras_mtp.backend.process_exit import end_at_once
 from keras_mtp.errors import UserError
 
 BATCH, MODEL = "batch", "model"  # the mesh's axes
@@ -131,9 +132,7 @@ class JaxGroup(Group):
     def leave(self, *, failed: bool) -> None:
         if failed and self.processes > 1:
             # JAX would wait at the end for the others, for minutes, and they for this process.
-            from keras_mtp import backend
-
-            backend.end_at_once()
+            end_at_once()
 
 
 def compiled_step(view: Any, batch: Any) -> str:

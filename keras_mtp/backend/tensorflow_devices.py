@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from keras_mtp.backend.group import Group, gone
+from keras_mtp.backend.process_exit import end_at_once
 from keras_mtp.errors import UserError
 
 
@@ -121,9 +122,7 @@ class TensorFlowGroup(Group):
 
     def leave(self, *, failed: bool) -> None:
         if failed and self.processes > 1:  # TensorFlow would wait at the end for the others
-            from keras_mtp import backend
-
-            backend.end_at_once()
+            end_at_once()
 
 
 _Optimizer: Any = object  # what comes behind `_Summed` is a class of Keras' optimizers

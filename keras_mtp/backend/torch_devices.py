@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from keras_mtp.backend.group import Group, gone
+from keras_mtp.backend.process_exit import end_at_once
 from keras_mtp.errors import UserError
 
 BUCKET_BYTES = 32 << 20  # gradients summed at a time: few calls, and never a second copy of all gradients
@@ -79,9 +80,7 @@ class TorchGroup(Group):
         import torch
 
         if failed:  # NCCL would wait for the others
-            from keras_mtp import backend
-
-            backend.end_at_once()
+            end_at_once()
         else:
             torch.distributed.destroy_process_group()
 

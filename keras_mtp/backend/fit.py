@@ -1,0 +1,47 @@
+"""What Keras' `fit` needs on TensorFlow to trace a step once, whatever the lengths of its batches."""
+
+
+def build_for_fit(model, widths: dict[str, int]) -> None:
+    """Makes the variables of a compiled model's optimizer and losses before `fit`, where `fit` would make them too late.
+
+    TensorFlow: Keras 3.15 makes them while the step is being traced, and TensorFlow then traces the step once more, half
+    of the time until it runs. test_training.py::test_a_step_is_traced_once pins it.
+
+    Args:
+        model: compiled, not yet fitted. widths: {output's name: size of its last axis}; outputs are (B, T, size).
+    """
+    import keras
+    from keras import ops
+
+    if keras.config.backend() != "tensorflow":
+        return
+    model.optimizer.build(model.trainable_variables)
+    model.compute_loss(
+        y={name: ops.zeros((1, 1), "int32") for name in widths},
+        y_pred={name: ops.zeros((1, 1, size), model.compute_dtype) for name, size in widths.items()},
+        sample_weight={name: ops.ones((1, 1)) for name in widths},
+    )
+
+
+def fit_input(batches):
+    """A `PyDataset` of (ids, targets, weights) as `Model.fit` should get it.
+
+    TensorFlow: Keras 3.15 fixes the tensor shapes after the first two batches (keras/src/trainers/data_adapters/
+    py_dataset_adapter.py, NUM_BATCHES_FOR_TENSOR_SPEC), and a third of another length fails. So it gets a
+    `tf.data.Dataset` with free lengths; test_training.py::test_upstream_still_fixes_shapes fails once that is right.
+    Its tuning is off: there is nothing to tune, and the end of a tuned iterator often waits 10 s for the tuner to wake up.
+    """
+    import keras
+
+    if keras.config.backend() != "tensorflow":
+        return batches
+    import tensorflow as tf
+
+    signature = keras.tree.map_structure(
+        lambda array: tf.TensorSpec((None,) * array.ndim, array.dtype), batches[0]
+    )
+    dataset = tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=signature)
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(batches.num_batches)).prefetch(2)
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
