@@ -10,6 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from keras_mtp import cli
+from keras_mtp.cli.group import Commands
+from keras_mtp.cli.output import only_result_on_stdout, print_json
 from keras_mtp.errors import Diverged, Interrupted, UserError
 from keras_mtp.recipe import documented_fields
 
@@ -80,7 +82,7 @@ def test_fields_lists_every_field_with_its_default():
 )
 def test_a_task_can_stand_for_its_recipe_or_beside_another(arguments, recipe, task, tmp_path, monkeypatch):
     chosen = []
-    monkeypatch.setattr(cli, "_folder_name", lambda recipe, backend: chosen.append(recipe) or 1 / 0)
+    monkeypatch.setattr(cli.recipe, "folder_name", lambda recipe, backend: chosen.append(recipe) or 1 / 0)
     run("recipe", *arguments, "--data", "my.jsonl")
     assert [(r.name, r.task, r.data.source) for r in chosen] == [(recipe, task, "my.jsonl")]
 
@@ -131,7 +133,7 @@ def test_a_file_error_is_one_line(monkeypatch):
     def no_space(*_):
         raise OSError(28, "No space left on device", "runs/a/metrics.csv")
 
-    monkeypatch.setattr(cli, "load_recipe", no_space)
+    monkeypatch.setattr(cli.recipe, "load_recipe", no_space)
     result = run("recipe", "gsm8k")
     assert result.exit_code == 2
     assert result.stderr == "Error: No space left on device: runs/a/metrics.csv\n"
@@ -155,7 +157,7 @@ def test_run_folder_that_cannot_be_made_is_refused(tmp_path):
 
 
 def test_interruption_and_long_messages():
-    group = cli._Commands("group")
+    group = Commands("group")
 
     @group.command()
     def interrupted():
@@ -186,9 +188,9 @@ def test_what_libraries_print_stays_out_of_the_result():
 
     @group.command()
     def noisy():
-        with cli._only_result_on_stdout():
+        with only_result_on_stdout():
             print("chatter")
-        cli._print_json({"a": 1})
+        print_json({"a": 1})
 
     result = CliRunner().invoke(group, ["noisy"])
     assert json.loads(result.stdout) == {"a": 1}
