@@ -19,6 +19,6 @@ gc.disable()  # until everything is imported
 
 
 def pytest_collection_finish():
-    """As `backend.uncollected_imports` does: a test of many small steps took twice its time for garbage collection."""
+    """As `backend.first_imports` does: a test of many small steps took twice its time for garbage collection."""
     gc.freeze()
     gc.enable()

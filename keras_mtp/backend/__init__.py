@@ -27,12 +27,12 @@ from keras_mtp.backend.compilation import compiled, fused
 from keras_mtp.backend.devices import device_bytes, on_accelerator
 from keras_mtp.backend.fit import build_for_fit, fit_input
 from keras_mtp.backend.imports import (
+    first_imports,
     quiet_imports,
     saved_model_signatures,
     share_tensorflow,
     tensorflow,
     torch,
-    uncollected_imports,
 )
 from keras_mtp.backend.in_place import exp_of_difference, from_numpy, scaled_once
 from keras_mtp.backend.matrix_products import frozen_matmul, matmul
@@ -53,6 +53,7 @@ __all__ = [
     "end_at_once",
     "ended",
     "exp_of_difference",
+    "first_imports",
     "fit_input",
     "from_numpy",
     "frozen_matmul",
@@ -74,6 +75,5 @@ __all__ = [
     "speaks",
     "tensorflow",
     "torch",
-    "uncollected_imports",
     "write_rows",
 ]

@@ -80,7 +80,7 @@ def evaluate(
         _evaluate_harness(run, chosen, as_json, tasks=harness, limit=limit, **harness_options)
         return
     with only_result_on_stdout():
-        with backend.quiet_imports():
+        with backend.first_imports():
             from keras_mtp import runs
 
         if run is not None:
@@ -102,7 +102,7 @@ def _evaluate_harness(
     if not names:
         raise UserError(f"`--harness` must name at least one task. Received: {tasks!r}.")
     with only_result_on_stdout():
-        with backend.quiet_imports():
+        with backend.first_imports():
             from keras_mtp import harness
 
         wish = harness.Wish(tasks=names, path=harness_path, **options)

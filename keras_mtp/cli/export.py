@@ -39,7 +39,7 @@ def export(run: Path, folder: Path, form: str, as_json: bool) -> None:
         click.echo(note, err=True)
     backend.select(formats.FORMATS[form].backend)
     with only_result_on_stdout():
-        with backend.quiet_imports():
+        with backend.first_imports():
             from keras_mtp import runs
 
         exported = runs.export(run, folder, form)

@@ -69,7 +69,7 @@ def generate(
     backend.select(backend_name)
     out = sys.stdout
     with only_result_on_stdout():
-        with backend.quiet_imports():
+        with backend.first_imports():
             from keras_mtp import Sampling, runs
 
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)

@@ -77,7 +77,7 @@ def recipe(
     alone = chosen.distribution.data * chosen.distribution.model == 1
     # Before anything slow is imported; of several processes, which know of each other only later, one claims it.
     with only_result_on_stdout(), run_folder.claimed(folder) if alone else contextlib.nullcontext():
-        with backend.quiet_imports():
+        with backend.first_imports():
             from keras_mtp import pipeline
 
         result = pipeline.run(chosen, folder, progress=not quiet)

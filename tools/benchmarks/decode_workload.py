@@ -46,7 +46,7 @@ def _in_a_process(function: Callable, options: argparse.Namespace, folder: Path)
 
 def _train(options: argparse.Namespace, folder: Path) -> None:
     backend.select(options.backends[0])
-    with backend.quiet_imports():
+    with backend.first_imports():
         from keras_mtp import pipeline
     from keras_mtp.recipe import load_recipe, updated
 
@@ -62,8 +62,8 @@ def _train(options: argparse.Namespace, folder: Path) -> None:
 
 def _prepare(options: argparse.Namespace, folder: Path) -> Workload:
     backend.select()
-    with backend.quiet_imports():
-        import keras_hub  # noqa: F401  (brings TensorFlow, and its greetings)
+    with backend.first_imports():
+        import keras_hub  # noqa: F401
 
     from keras_mtp.models.backbone import base_info, load_backbone, locate
     from keras_mtp.models.llama import LlamaSizes, RopeScaling, weight_shapes

@@ -125,7 +125,7 @@ def _fits(case: Case) -> bool:
 
 def _measure(case: Case, repeats: int) -> Found:
     backend.select(case.backend)
-    with backend.quiet_imports():
+    with backend.first_imports():
         import keras
 
     layer = keras.layers.ReversibleEmbedding(VOCABULARY, HIDDEN_DIM, tie_weights=True, dtype=case.dtype)

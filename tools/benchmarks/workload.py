@@ -25,7 +25,7 @@ def prepare(options: argparse.Namespace) -> Workload:
 
 def _prepare(model: str, data: str, batches: int, max_tokens: int) -> Workload:
     backend.select()
-    with backend.quiet_imports():
+    with backend.first_imports():
         import keras_hub  # noqa: F401  (brings TensorFlow, and its greetings)
 
     from keras_mtp.data.batches import Batches

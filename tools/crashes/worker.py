@@ -18,7 +18,7 @@ TRUNCATIONS = 0.15  # for every flip
 def main() -> None:
     part, name, folder, count, seed, *data = sys.argv[1:]
     backend.select(name)
-    with backend.quiet_imports():
+    with backend.first_imports():
         from keras_mtp import pipeline  # noqa: F401  slow, and nothing is computed yet
 
     for finding in PARTS[part](name, Path(folder), int(count), int(seed), *data):
