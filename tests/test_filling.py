@@ -1,5 +1,6 @@
 """Weights on their way into a backbone: the values that Keras would give them, and no more memory than they take."""
 
+import gc
 import json
 import math
 import os
@@ -31,7 +32,10 @@ CONFIGS = {
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("mode", CONFIGS)
-def test_a_quantised_backbone_is_what_keras_makes_of_a_float_one(mode, tied):
+def test_a_quantised_backbone_is_what_keras_makes_of_a_float_one(mode, tied, monkeypatch):
+    monkeypatch.setattr(
+        gc, "collect", lambda: 0
+    )  # with every weight that Keras replaces: most of this test's time
     theirs = tiny.backbone(tied=tied)
     ours = quantised_twins.loaded(theirs, quantize=mode)
     theirs.token_embedding.quantize(config=CONFIGS["int8"])  # with int4 too
