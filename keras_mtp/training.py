@@ -261,18 +261,19 @@ def _fit(
     group = distribution.active()
     group.prepare(stage.view)
     backend.return_freed_memory()
-    for first, steps, epochs in _stretches(taken.done, stage):
-        stage.view.fit(
-            group.fit_input(backend.fit_input(batches.after(first))),
-            steps_per_epoch=steps * batches.accumulation,
-            initial_epoch=first // stage.evaluate_every,
-            epochs=epochs,
-            callbacks=[taken, *callbacks],
-            verbose=0,
-            shuffle=False,
-        )
-        if stage.view.stop_training:
-            break
+    with backend.sums_as_written():
+        for first, steps, epochs in _stretches(taken.done, stage):
+            stage.view.fit(
+                group.fit_input(backend.fit_input(batches.after(first))),
+                steps_per_epoch=steps * batches.accumulation,
+                initial_epoch=first // stage.evaluate_every,
+                epochs=epochs,
+                callbacks=[taken, *callbacks],
+                verbose=0,
+                shuffle=False,
+            )
+            if stage.view.stop_training:
+                break
     taken.end()
 
 

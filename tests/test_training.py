@@ -196,7 +196,7 @@ def test_detached_heads_are_a_true_control(tmp_path):
     _train(detached, tmp_path, heads__detach=True, **settings)
     attached = _model(TransformerHead(), LinearHead())
     _train(attached, tmp_path, **settings)
-    if keras.config.backend() == "torch":
+    if keras.config.backend() != "jax":
         np.testing.assert_array_equal(_prefix(detached), _prefix(without))
     assert _relative_distance(_prefix(detached), _prefix(without)) < 1e-6
     assert _relative_distance(_prefix(attached), _prefix(without)) > 1e-3

@@ -2,6 +2,7 @@
 
 import functools
 
+import keras
 import numpy as np
 import pytest
 
@@ -184,7 +185,8 @@ def test_detached_heads_are_a_true_control(method, tmp_path):
     for (name, ours), theirs in zip(
         tuned_variables(detached).items(), tiny.arrays(tuned_variables(without).values()), strict=True
     ):
-        np.testing.assert_allclose(tiny.arrays([ours])[0], theirs, atol=1e-5, err_msg=name)
+        apart = 1e-5 if keras.config.backend() == "jax" else 0
+        np.testing.assert_allclose(tiny.arrays([ours])[0], theirs, rtol=0, atol=apart, err_msg=name)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -25,7 +25,7 @@ from keras_mtp.backend.allocator import return_freed_memory
 from keras_mtp.backend.autodiff import gradients
 from keras_mtp.backend.compilation import compiled, fused
 from keras_mtp.backend.devices import device_bytes, on_accelerator
-from keras_mtp.backend.fit import build_for_fit, fit_input
+from keras_mtp.backend.fit import build_for_fit, fit_input, sums_as_written
 from keras_mtp.backend.imports import (
     first_imports,
     quiet_imports,
@@ -73,6 +73,7 @@ __all__ = [
     "select",
     "share_tensorflow",
     "speaks",
+    "sums_as_written",
     "tensorflow",
     "torch",
     "write_rows",

@@ -1,4 +1,30 @@
-"""What Keras' `fit` needs on TensorFlow to trace a step once, whatever the lengths of its batches."""
+"""What Keras' `fit` needs on TensorFlow: a step traced once, whatever the lengths of its batches, and computed as written."""
+
+import contextlib
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def sums_as_written() -> Iterator[None]:
+    """Keeps TensorFlow's graph optimizer from bringing sums into another order, which takes no time that could be measured.
+
+    What it makes of the trunk's gradients depends on all that a graph computes, for instance on heads that train nothing of
+    the trunk: a control with such heads ended 6e-4 away from a run without any, and now ends on the same digits.
+    test_training.py::test_detached_heads_are_a_true_control pins it.
+    """
+    import keras
+
+    if keras.config.backend() != "tensorflow":
+        yield
+        return
+    from tensorflow.config import optimizer
+
+    before = optimizer.get_experimental_options().get("arithmetic_optimization", True)
+    optimizer.set_experimental_options({"arithmetic_optimization": False})
+    try:
+        yield
+    finally:
+        optimizer.set_experimental_options({"arithmetic_optimization": before})
 
 
 def build_for_fit(model, widths: dict[str, int]) -> None:
