@@ -66,7 +66,7 @@ def _without_tensorflow() -> Iterator[None]:
     if os.environ["KERAS_BACKEND"] == "tensorflow" or "tensorflow" in sys.modules:
         yield
         return
-    sys.modules["tensorflow"] = None  # as if it were not installed
+    sys.modules["tensorflow"] = None  # type: ignore[assignment]  # as if it were not installed
     try:
         yield
     finally:
