@@ -3,8 +3,9 @@
     .venv/bin/python tools/compare_exports.py RUN [RUN ...] --data FOLDER
     .venv/bin/python tools/compare_exports.py RUN --quick --json exports.json
 
-For every prompt, the logits of `head_1` at every token, against those of the model in this process, on torch, as absolute
-differences:
+For every prompt, the logits of `head_1` at every token, as absolute differences. What transformers reads is computed in double
+precision and compared with double precision (float64_llama.py), so that a difference is not rounding; other programs compute in
+float32 and are compared with the model in this process, on torch:
 
     saved_model     OpenVINO, with INFERENCE_PRECISION_HINT=f32    within 1e-3
     peft            PEFT on transformers' Llama                    within 1e-4
@@ -51,6 +52,7 @@ from keras_mtp.export import formats
 from keras_mtp.recipe import Recipe, load_recipe
 
 ALLOWED = {"saved_model": 1e-3, "peft": 1e-4, "transformers": 1e-4, "onnx": 1e-4}
+PRECISIONS = {"saved_model": "float32", "peft": "float64", "transformers": "float64", "onnx": "float32"}
 ROUNDING = 4e-6  # of the largest logit: some thirty units in float32's last place, one for every block
 Logits = Callable[[np.ndarray], np.ndarray]  # token ids (1, T) -> (1, T, V)
 
@@ -119,6 +121,7 @@ def measured(runs: list[Path], wanted: list[str], exports: Path, data: str, prom
     from keras_mtp.data.encoding import encode_prompt
     from keras_mtp.export.another_program import logits_of
     from keras_mtp.tasks import load_task
+    from tools.float64_llama import Float64Llama
 
     questions = [example.prompt for example in load_task("gsm8k", data).examples("test")[:prompts]]
     for run in runs:
@@ -126,6 +129,7 @@ def measured(runs: list[Path], wanted: list[str], exports: Path, data: str, prom
         folders = {form: exported(run, form, exports) for form in held_by(recipe, wanted)}
         model = finished.load(run)
         ids = [np.array([encode_prompt(question, model.tokenizer)], "int32") for question in questions]
+        exact = Float64Llama(model)
         apart, largest = dict.fromkeys(folders, 0.0), 0.0
         with contextlib.ExitStack() as stack:
             readers = {
@@ -133,10 +137,11 @@ def measured(runs: list[Path], wanted: list[str], exports: Path, data: str, prom
                 for form, folder in folders.items()
             }
             for prompt in ids:
-                expected = logits_of(model, prompt)
-                largest = max(largest, float(np.abs(expected).max()))
+                expected = {"float32": logits_of(model, prompt), "float64": exact.logits(prompt)[0]}
+                largest = max(largest, float(np.abs(expected["float32"]).max()))
                 for form, (_, read) in readers.items():
-                    apart[form] = max(apart[form], float(np.abs(read(prompt) - expected).max()))
+                    difference = read(prompt) - expected[PRECISIONS[form]]
+                    apart[form] = max(apart[form], float(np.abs(difference).max()))
         for form, (name, _) in readers.items():
             yield Row(
                 method=recipe.tuning.method,
@@ -210,7 +215,7 @@ def hugging_face(folder: Path, *, adapter: Path | None = None, **options) -> tup
     import transformers
 
     name = f"transformers {transformers.__version__}"
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).to(
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, **options).to(
         "cpu"
     )
     if adapter is not None:

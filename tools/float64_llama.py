@@ -1,4 +1,4 @@
-"""A Llama with prefix, LoRA and transformer heads in double precision, in plain torch: what float32 is measured by.
+"""A Llama with a prefix of either kind, LoRA and transformer heads in double precision, in plain torch: what float32 is measured by.
 
 It shares no code with the package but the weights; norms, softmax and silu are double too, which every library here makes
 in float32. Slow, and a row at a time.
@@ -17,7 +17,7 @@ Weights = dict[str, torch.Tensor]
 
 
 class Float64Llama:
-    """The same function as an `MTPCausalLM` with a prefix of embeddings, LoRA, and transformer heads.
+    """The same function as an `MTPCausalLM` with a prefix or none, LoRA or none, and transformer heads.
 
     Args:
         model: where the weights are taken from.
@@ -29,7 +29,8 @@ class Float64Llama:
             backbone.num_query_heads,
             backbone.num_query_heads // backbone.num_key_value_heads,
         )
-        self.epsilon, self.scale = backbone.layer_norm_epsilon, model.lora.alpha / model.lora.rank
+        self.epsilon = backbone.layer_norm_epsilon
+        self.scale = model.lora.alpha / model.lora.rank if model.lora else 0.0
         self.wavelength = backbone.rope_max_wavelength
         if backbone.rope_frequency_adjustment_factor not in (None, 1.0):
             raise ValueError("Rotary frequencies must not be scaled.")
@@ -68,11 +69,14 @@ class Float64Llama:
 
     def _row(self, ids: torch.Tensor) -> list[torch.Tensor]:
         """(T,) -> the logits of every head, (T, V)."""
-        prefix = self.trained["prefix/embeddings"]
-        x = torch.cat([prefix, self.embeddings[ids.long()]])
+        x = self.embeddings[ids.long()]
+        prefix = self.trained.get("prefix/embeddings", x[:0])
+        x = torch.cat([prefix, x])
         for place, block in enumerate(self.blocks):
-            before, x = x, self._run(self._adapted(block, place), x)
-        states = [x, *(self._run(self._head(name), before) for name in self.names[1:])]
+            key_values = self.trained.get(f"prefix/block_{place}")
+            before, x = x, self._run(self._adapted(block, place), x, key_values)
+        # Prefix tuning knows no keys and values for a head: it looks at the last block's.
+        states = [x, *(self._run(self._head(name), before, key_values) for name in self.names[1:])]
         return [self._normed(s[len(prefix) :], self.norm) @ self.embeddings.T for s in states]
 
     def _adapted(self, block: Weights, place: int) -> Weights:
@@ -92,14 +96,18 @@ class Float64Llama:
                 found[_OURS[path.removeprefix(f"{name}/decoder/")]] = tensor
         return {k: v if v.ndim == 1 else _matrix(v, k) for k, v in found.items()}
 
-    def _run(self, w: Weights, x: torch.Tensor) -> torch.Tensor:
+    def _run(self, w: Weights, x: torch.Tensor, key_values: torch.Tensor | None = None) -> torch.Tensor:
+        """A block. `key_values` (2, P, heads, E), rotated, are those of P places before the first of x (T, D)."""
         count = len(x)
         h = self._normed(x, w["attention_norm"])
         query, key, value = ((h @ w[n]).reshape(count, -1, self.head_dim) for n in ("query", "key", "value"))
-        query, key = self._rotated(query), self._rotated(key)
+        first = 0 if key_values is None else key_values.shape[1]
+        query, key = self._rotated(query, first), self._rotated(key, first)
+        if key_values is not None:
+            key, value = torch.cat([key_values[0], key]), torch.cat([key_values[1], value])
         key, value = (t.repeat_interleave(self.groups, dim=1) for t in (key, value))
         scores = torch.einsum("qhe,khe->hqk", query, key) / self.head_dim**0.5
-        hidden = torch.ones(count, count, dtype=torch.bool).triu(1)
+        hidden = torch.ones(count, first + count, dtype=torch.bool).triu(first + 1)
         attention = scores.masked_fill(hidden, -torch.inf).softmax(-1)
         x = x + torch.einsum("hqk,khe->qhe", attention, value).reshape(count, -1) @ w["output"]
         h = self._normed(x, w["feedforward_norm"])
@@ -109,14 +117,15 @@ class Float64Llama:
     def head_dim(self) -> int:
         return self.embeddings.shape[1] // self.heads
 
-    def _rotated(self, x: torch.Tensor) -> torch.Tensor:
-        """(T, heads, E): both halves of E are a rotation's two coordinates."""
+    def _rotated(self, x: torch.Tensor, first: int) -> torch.Tensor:
+        """(T, heads, E), at positions from `first`: both halves of E are a rotation's two coordinates."""
         half = self.head_dim // 2
         frequencies = self.wavelength ** (-torch.arange(half, dtype=torch.float64) / half)
-        angles = (torch.arange(len(x), dtype=torch.float64)[:, None] * frequencies)[:, None]
-        first, second = x[..., :half], x[..., half:]
+        positions = first + torch.arange(len(x), dtype=torch.float64)
+        angles = (positions[:, None] * frequencies)[:, None]
+        left, right = x[..., :half], x[..., half:]
         cos, sin = angles.cos(), angles.sin()
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+        return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
 
     def _normed(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         return x * (x.square().mean(-1, keepdim=True) + self.epsilon).rsqrt() * scale
