@@ -26,6 +26,7 @@ from keras_mtp.recipe import to_toml
 from tests import tiny_run
 from tests.tiny_gguf import write_tiny_gguf
 
+pytestmark = pytest.mark.any_backend  # mistakes are found before, or beside, what a backend computes
 ROOT = Path(__file__).parent.parent
 
 
