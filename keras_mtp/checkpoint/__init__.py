@@ -7,7 +7,7 @@
       checkpoint.json         format, base model and its hash, steps done, SHA-256 of every other file and of its own text
 
 The base model is not in it, only its name and hash: megabytes, not gigabytes, unless all of it was trained. Weights are neutral: a checkpoint written
-on one backend is read on the others. A snapshot (snapshots.py) is a checkpoint with further files, for training to go on from.
+on one backend is read on the others. A snapshot (snapshots/) is a checkpoint with further files, for training to go on from.
 
     manifest    `checkpoint.json`: written, and compared with what is there
     contents    what a checkpoint is made of, in memory

@@ -14,7 +14,7 @@ Every group of weights (what the method trains; heads) has an AdamW of its own, 
 its own norm: the heads then reach the prefix through their loss only, never through a shared norm, and a run with detached
 heads is a true control. A Keras epoch is the stretch between two evaluations.
 
-A run that was cut off goes on from its newest snapshot (snapshots.py), in the stage and at the step where that was taken.
+A run that was cut off goes on from its newest snapshot (snapshots/), in the stage and at the step where that was taken.
 
 `train` below takes the stages in turn. Beside it:
 
