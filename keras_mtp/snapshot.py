@@ -2,7 +2,7 @@
 
     snapshots/
       warmup-00000000/
-      joint-00000050/           a checkpoint (checkpoint.py) of the trained weights and the optimizer, and with it
+      joint-00000050/           a checkpoint (checkpoint/) of the trained weights and the optimizer, and with it
         best.safetensors        with training.keep=best: weights and optimizer's state of the best evaluation so far
         before.json             what the model was worth before training
         metrics.csv             the record so far

@@ -10,6 +10,7 @@ import pytest
 
 import keras_mtp
 from keras_mtp import checkpoint
+from keras_mtp.checkpoint import contents
 from keras_mtp.errors import UserError
 from keras_mtp.layers.linear_head import LinearHead
 from keras_mtp.layers.transformer_head import TransformerHead
@@ -94,7 +95,7 @@ def test_the_draft_vocabulary_comes_back_with_the_heads(tmp_path):
 
 @pytest.mark.parametrize("ids", [[3, 50], [-1], [[1]], [1.5]])
 def test_a_draft_vocabulary_that_holds_no_token_ids_is_refused(ids, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_draft_vocabulary", lambda model: {checkpoint.DRAFTS: np.array(ids)})
+    monkeypatch.setattr(contents, "_draft_vocabulary", lambda model: {contents.DRAFTS: np.array(ids)})
     checkpoint.save(tmp_path / "checkpoint", make(seed=0), [], base=BASE, steps=1)
     with pytest.raises(UserError, match="tensor draft_vocabulary holds no token ids"):
         checkpoint.restore(tmp_path / "checkpoint", make(seed=0), base=BASE)

@@ -15,7 +15,8 @@ from keras_mtp.layers.transformer_head import TransformerHead
 from keras_mtp.metrics import MetricsLog
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
 from keras_mtp.recipe import Recipe, updated
-from keras_mtp.training import _adamw, train
+from keras_mtp.training import train
+from keras_mtp.training.optimizers import adamw
 from tests import tiny
 
 RECIPE = updated(
@@ -141,7 +142,7 @@ def test_a_warm_up_ends_once_the_heads_get_no_better(tmp_path):
 
 def test_the_rate_of_a_warm_up_that_may_end_early_does_not_fall():
     recipe = updated(RECIPE, {"training.learning_rate_warmup": 0.1})
-    falling, staying = (_adamw(recipe, 0.5, 40, "heads", falls)._learning_rate for falls in (True, False))
+    falling, staying = (adamw(recipe, 0.5, 40, "heads", falls)._learning_rate for falls in (True, False))
     for step in (0, 2, 4):
         assert float(falling(step)) == pytest.approx(float(staying(step)))
     assert [round(float(staying(step)), 6) for step in (4, 20, 40)] == [0.5] * 3

@@ -30,18 +30,19 @@ def compiled_step(recipe, tokens: int, layers: int | None) -> str:
     """
     import numpy as np
 
-    from keras_mtp import distribution, training
+    from keras_mtp import distribution
     from keras_mtp.backend.jax_devices import compiled_step
     from keras_mtp.data.encoding import Encoded
     from keras_mtp.models.filling import without_values
+    from keras_mtp.training import head_losses, stages
 
     with distribution.begun(recipe.distribution.data, recipe.distribution.model) as group:
         with without_values():
             model = _empty_model(recipe, layers)
         item = Encoded(id="", ids=np.ones(tokens, "int32"), is_answer=np.arange(tokens) >= tokens // 2)
-        stage = (training._heads if recipe.heads_alone else training._joint)(model, recipe, 0)
-        batches = training._batches(stage, [item] * recipe.training.batch_size, recipe)
-        losses = training.head_losses(model.backbone.token_embedding, stage.loss_weights)
+        stage = (stages.heads_alone if recipe.heads_alone else stages.joint)(model, recipe, 0)
+        batches = stages.batches(stage, [item] * recipe.training.batch_size, recipe)
+        losses = head_losses(model.backbone.token_embedding, stage.loss_weights)
         stage.view.compile(optimizer=stage.optimizer, loss=losses, loss_weights=stage.loss_weights)
         with without_values():
             return compiled_step(stage.view, group.distributed(batches[0]))

@@ -2,7 +2,7 @@
 
     .venv/bin/python tools/measure_memory.py --quick                          # two short runs per backend
     .venv/bin/python tools/measure_memory.py --data FOLDER --json memory.json # all of them, one at a time: about an hour
-    .venv/bin/python tools/measure_memory.py --reuse memory.json --fit        # write keras_mtp/memory_factors.toml anew
+    .venv/bin/python tools/measure_memory.py --reuse memory.json --fit        # write keras_mtp/memory_plan/factors.toml anew
 
 Every run is a process of its own: a recipe from start to finish with a few steps, its peak of resident memory less that
 after imports, until training begins, until it ends, and in all. JAX compiles everything anew; torch does not compile. Factors are fitted to the runs marked `fit` alone: least squares of the logarithm
@@ -291,7 +291,7 @@ def written(factors: Mapping[str, Any]) -> str:
     """The factors as a file."""
     today = datetime.datetime.now(datetime.UTC).date()
     return (
-        "# What a backend keeps of every part that memory_plan.py counts; `program` is bytes. Not written by hand:\n"
+        "# What a backend keeps of every part that memory_plan/ counts; `program` is bytes. Not written by hand:\n"
         f"# tools/measure_memory.py fitted it to measured peaks of resident memory, on a CPU, torch without\n# torch.compile, {today}.\n\n"
         + tomli_w.dumps(factors)
     )

@@ -14,12 +14,13 @@
 With `prefix_kind="key_values"` there is no prefix in the picture: every block's attention looks at trained keys and values
 instead, the last block's heads at those of the last block.
 
-keras-hub's layers are applied again in this graph, so the backbone needs no fork and its weights are shared with it.
+keras-hub's layers are applied again in this graph (heads_graph.py), so the backbone needs no fork and its weights are
+shared with it.
 Reference: Gloeckle et al. 2024, arXiv 2404.19737, section 2.
 """
 
 from collections.abc import Collection, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Self
 
 import keras
@@ -29,16 +30,14 @@ from keras_mtp.generation.sampling import GREEDY, Sampling
 from keras_mtp.generation.statistics import Statistics
 from keras_mtp.generation.text import OnText, Prompt, TextGenerator, Wish
 from keras_mtp.layers.lora import LoRA
-from keras_mtp.layers.mtp_head import MTPHead, next_embeddings, tokens_ahead
+from keras_mtp.layers.mtp_head import MTPHead
 from keras_mtp.layers.prefix_embedding import PrefixEmbedding, start_vectors
-from keras_mtp.layers.prefix_key_values import PrefixedBlock, PrefixKeyValues
-from keras_mtp.layers.untrained import Untrained
+from keras_mtp.layers.prefix_key_values import PrefixKeyValues
+from keras_mtp.models.arguments import check_arguments, check_trained
 from keras_mtp.models.backbone import DEFAULT_MODEL, load_backbone
+from keras_mtp.models.heads_graph import heads_graph
 from keras_mtp.models.training_view import TrainingView
-from keras_mtp.quantised import is_quantised, mend
-
-VIEWS = ("logits", "hidden_states")
-PREFIX_KINDS = ("embeddings", "key_values")
+from keras_mtp.quantised import mend
 
 
 @keras.saving.register_keras_serializable("keras_mtp")
@@ -105,8 +104,8 @@ class MTPCausalLM(keras.Model):
         seed: int = 0,
         **kwargs,
     ):
-        _check(backbone, prefix_length, prefix_kind, heads, outputs, draft_vocabulary)
-        _check_trained(backbone, freeze_backbone, lora_rank)
+        check_arguments(backbone, prefix_length, prefix_kind, heads, outputs, draft_vocabulary)
+        check_trained(backbone, freeze_backbone, lora_rank)
         # === Layers ===
         dtype = _float32_variables(backbone.token_embedding.dtype_policy)
         mend(backbone)
@@ -126,7 +125,7 @@ class MTPCausalLM(keras.Model):
 
         # === Functional model ===
         token_ids = keras.Input((None,), dtype="int32", name="token_ids")
-        heads_outputs = _heads_graph(backbone, prefix, heads, token_ids, outputs)
+        heads_outputs = heads_graph(backbone, prefix, heads, token_ids, outputs)
         super().__init__(inputs=token_ids, outputs=heads_outputs, **kwargs)
 
         # === Config ===
@@ -330,98 +329,7 @@ def _prefix(backbone, length: int, kind: str, start, seed: int, dtype) -> Prefix
     return embedding
 
 
-def _heads_graph(backbone, prefix, heads, token_ids, view: str) -> dict:
-    """The picture at the top of this file, as code."""
-
-    def readout(state, norm, unembedding):
-        state = norm(state[:, in_front:])
-        return state if view == "hidden_states" else unembedding(state, reverse=True)
-
-    embeds = isinstance(prefix, PrefixEmbedding)
-    in_front = prefix.length if embeds else 0  # states of the prefix, which predicts nothing
-    x = backbone.token_embedding(token_ids)
-    if embeds:
-        x = prefix(x)
-    states = _trunk(backbone, x, None if embeds else prefix)
-    outputs = {"head_1": readout(states["last_block"], backbone.layer_norm, backbone.token_embedding)}
-    for k, head in enumerate(heads, start=2):
-        shared = Untrained(backbone.layer_norm), Untrained(backbone.token_embedding)
-        seen = [states[head.reads]]
-        if head.reads_tokens:
-            ahead = tokens_ahead(token_ids, k - 1)
-            seen.append(next_embeddings(backbone.token_embedding, ahead, in_front))
-        if prefix is None or embeds:
-            state = head(*seen)
-        else:
-            state = head.advance(
-                seen[0], partial(_applied, prefix, len(backbone.transformer_layers) - 1), *seen[1:]
-            )
-        outputs[f"head_{k}"] = readout(state, *shared)
-    return outputs
-
-
-def _trunk(backbone, x, key_values: PrefixKeyValues | None) -> dict:
-    """The states that heads may read: each (B, T, D), or (B, P + T, D) where the prefix is embeddings."""
-    *blocks, last_block = backbone.transformer_layers
-    for place, block in enumerate(blocks):
-        x = _applied(key_values, place, block, x)
-    return {"before_last_block": x, "last_block": _applied(key_values, len(blocks), last_block, x)}
-
-
-def _applied(key_values: PrefixKeyValues | None, place: int, block, x):
-    """A block, behind the keys and values of a place if there are any."""
-    return block(x) if key_values is None else PrefixedBlock(block, key_values, place)(x)
-
-
 def _float32_variables(policy: keras.DTypePolicy) -> keras.DTypePolicy:
     """The policy that computes as `policy` does and keeps its variables in float32."""
     compute = policy.compute_dtype
     return keras.DTypePolicy("float32" if compute == "float32" else f"mixed_{compute}")
-
-
-def _check(backbone, prefix_length, prefix_kind, heads, outputs, draft_vocabulary) -> None:
-    missing = [a for a in ("token_embedding", "transformer_layers", "layer_norm") if not hasattr(backbone, a)]
-    if missing:
-        raise ValueError(
-            "`backbone` must be a keras-hub Llama backbone such as `keras_hub.models.Llama3Backbone`. "
-            f"Received: {type(backbone).__name__}, which has no `{missing[0]}`."
-        )
-    if prefix_length < 0:
-        raise ValueError(f"`prefix_length` must be at least 0. Received: prefix_length={prefix_length}")
-    if prefix_kind not in PREFIX_KINDS:
-        raise ValueError(
-            f"`prefix_kind` must be one of {PREFIX_KINDS}. Received: prefix_kind={prefix_kind!r}"
-        )
-    for head in heads:
-        if not isinstance(head, MTPHead):
-            raise ValueError(f"`heads` must be a list of `MTPHead` layers. Received: {head!r}")
-    if outputs not in VIEWS:
-        raise ValueError(f"`outputs` must be one of {VIEWS}. Received: outputs={outputs!r}")
-    if any(not 0 <= token < backbone.vocabulary_size for token in draft_vocabulary):
-        raise ValueError(
-            f"`draft_vocabulary` must hold token ids from 0 to {backbone.vocabulary_size - 1}. Received: "
-            f"{min(draft_vocabulary)} to {max(draft_vocabulary)}."
-        )
-
-
-def _check_trained(backbone, freeze_backbone: bool, lora_rank: int) -> None:
-    if lora_rank < 0:
-        raise ValueError(f"`lora_rank` must be at least 0. Received: lora_rank={lora_rank}")
-    if freeze_backbone:
-        return
-    if is_quantised(backbone.token_embedding):
-        raise ValueError(
-            "`freeze_backbone=False` needs a backbone that is not quantised: int8 and int4 have no room for a step of training. "
-            f"Received: a backbone in {backbone.token_embedding.quantization_mode}. Train LoRA (`lora_rank`) or a prefix."
-        )
-    if lora_rank:
-        raise ValueError(
-            "`freeze_backbone` must be True with `lora_rank`, which trains a change of frozen matrices. Received: "
-            f"freeze_backbone=False, lora_rank={lora_rank}"
-        )
-    stored = backbone.token_embedding.variable_dtype
-    if stored != "float32":
-        raise ValueError(
-            "`freeze_backbone=False` needs a backbone whose weights are stored in float32: in anything shorter most steps "
-            f'of training are rounded away. Received: weights in {stored}. Load it with dtype="mixed_{stored}".'
-        )

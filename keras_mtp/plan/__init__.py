@@ -2,7 +2,7 @@
 
     a recipe, a model's sizes, the data's lengths
         -> for every way to keep the weights: the smallest change of the recipe that fits (that_fit)
-        -> its peak (memory_plan.py), its work (flops.py), the seconds at a given speed
+        -> its peak (memory_plan/), its work (flops.py), the seconds at a given speed
 
 No Keras, no backend: everything here is arithmetic.
 """

@@ -1,34 +1,26 @@
-"""A run's snapshots (snapshot.py): taken between two steps, written beside the training, gone on from after a crash.
-
-What is to be kept is copied between the steps and written by a thread. The last few snapshots are kept; when the run goes on,
-the newest whole one counts; they go once the run is finished.
-"""
+"""The snapshots of a run: where it goes on, and new ones, written by a thread while training goes on."""
 
 import contextlib
-import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import keras
 
 from keras_mtp import checkpoint, distribution, signals, snapshot
-from keras_mtp.callbacks import BestHeldOut
 from keras_mtp.data.encoding import Encoded
 from keras_mtp.disk import remove_whole
-from keras_mtp.errors import Interrupted, UserError
+from keras_mtp.errors import UserError
 from keras_mtp.journal import Journal
 from keras_mtp.memory import Clock
-from keras_mtp.metrics import MetricsLog
 from keras_mtp.models.backbone import BaseInfo
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
-from keras_mtp.recipe import Recipe, flat, load_recipe
-from keras_mtp.run_folder import RECIPE, SNAPSHOTS
+from keras_mtp.recipe import Recipe
+from keras_mtp.run_folder import SNAPSHOTS
 from keras_mtp.signals import Stop
-from keras_mtp.snapshot import BEST, STAGES, Position, Scores
+from keras_mtp.snapshot import Position, Scores
+from keras_mtp.snapshots.same_run import lasting, require_same, sha256
 
 
 class Snapshots:
@@ -59,7 +51,7 @@ class Snapshots:
         clock.earlier = self.found.position.seconds if self.found else 0.0
         self.examples = ""
         self._is_chief = distribution.active().is_chief
-        self._about = dict(_lasting(recipe)) | {"base": base.sha256, "backend": keras.config.backend()}
+        self._about = dict(lasting(recipe)) | {"base": base.sha256, "backend": keras.config.backend()}
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
         self._writing: Future | None = None
         self._signals = contextlib.ExitStack()
@@ -71,7 +63,7 @@ class Snapshots:
             self.found = snapshot.newest(self.folder, self.base, warn)
             if self.found is None:
                 return ""
-            _require_same(recipe, self.folder.parent)
+            require_same(recipe, self.folder.parent)
             return self.found.folder.name
 
         name = distribution.by_chief(chosen)
@@ -116,7 +108,7 @@ class Snapshots:
         Raises:
             UserError: these are others than before.
         """
-        self.examples = _sha256(examples)
+        self.examples = sha256(examples)
         if self.found is None:
             return
         if self.found.position.examples != self.examples:
@@ -185,109 +177,3 @@ class Snapshots:
         """Removes them all, once the run is finished."""
         if distribution.active().is_chief:
             remove_whole(self.folder)
-
-
-class StageSnapshots(keras.callbacks.Callback):
-    """Takes the snapshots of a stage, each after all that the step before led to, and says where the stage goes on.
-
-    Args:
-        snapshots: of the run; None for training that takes none. stage: its name. micro_batches: per optimizer step.
-        model, optimizer: whose state to keep. log: the run's record. best: what follows the evaluations, if anything does.
-
-    Attributes:
-        done: optimizer steps that were made before the run was cut off.
-        is_past: whether all of them were, or a later stage was begun.
-
-    Raises:
-        Interrupted: a signal came, and a snapshot was taken.
-    """
-
-    def __init__(
-        self,
-        snapshots: Snapshots | None,
-        stage: str,
-        micro_batches: int,
-        model: MTPCausalLM,
-        optimizer: keras.optimizers.Optimizer,
-        log: MetricsLog,
-        best: BestHeldOut | None = None,
-    ):
-        super().__init__()
-        self.snapshots, self.stage, self.micro_batches = snapshots, stage, micro_batches
-        self.trained, self.optimizer, self.log, self.best = model, optimizer, log, best
-        self.found = snapshots.found if snapshots else None
-        at = self.found.position if self.found else None
-        self.begun = at is not None and at.stage == stage
-        self.done = at.step if at and self.begun else 0
-        self.is_past = at is not None and (
-            STAGES.index(at.stage) > STAGES.index(stage) or (self.begun and at.over)
-        )
-        self._batches = self.done * micro_batches
-
-    def restore(self) -> None:
-        """Puts the optimizer's state back to where the stage goes on; nothing where it begins."""
-        if self.found and self.begun:
-            checkpoint.put(self.found.folder / checkpoint.OPTIMIZER, self.optimizer.variables)
-
-    def on_train_batch_begin(self, batch, logs=None):
-        step, within = divmod(self._batches, self.micro_batches)
-        self._batches += 1
-        if self.snapshots is None or within or not self.snapshots.is_due(step):
-            return
-        _ = self.model  # on JAX this syncs the variables, which are stale during an epoch
-        if not (self.begun and step == self.done):  # that one is there
-            self._take(step)
-        self._end_if_asked(step)
-
-    def end(self) -> None:
-        """Takes the snapshot of a stage that is over."""
-        if self.snapshots is None or not self.snapshots.every:
-            return
-        self.log.flush()
-        step = int(self.log.rows[-1]["step"])
-        self._take(step, over=True)
-        self.snapshots.is_to_end()
-        self._end_if_asked(step)
-
-    def _take(self, step: int, *, over: bool = False) -> None:
-        assert self.snapshots is not None
-        content = checkpoint.content(self.trained, self.optimizer.variables)
-        if self.best and self.best.values:
-            content.arrays[BEST] = checkpoint.numbered(self.best.values)
-        self.snapshots.save(content, self.log.written(), stage=self.stage, step=step, over=over)
-
-    def _end_if_asked(self, step: int) -> None:
-        assert self.snapshots is not None
-        if number := self.snapshots.stop.number:
-            self.snapshots.wait()
-            raise Interrupted(
-                f"Stopped after step {step} of the stage {self.stage}. The same command goes on, with --run {self.snapshots.folder.parent}.",
-                number,
-            )
-
-
-def _require_same(recipe: Recipe, folder: Path) -> None:
-    """Raises a `UserError` if the run in a folder was begun by another recipe; see `_lasting`."""
-    begun, wanted = (dict(_lasting(each)) for each in (load_recipe(folder / RECIPE), recipe))
-    for key, value in wanted.items():
-        if value != begun[key]:
-            raise UserError(
-                f"The run in {folder} was cut off and can go on only by its own recipe. Received: {key}={value!r:.80}, and there it is "
-                f"{begun[key]!r:.80}. Give it so, or give another folder."
-            )
-
-
-def _lasting(recipe: Recipe) -> Iterator[tuple[str, Any]]:
-    """The recipe's fields that shape the result."""
-    return (
-        (key, value)
-        for key, value in flat(asdict(recipe))
-        if not key.startswith(("training.snapshot", "distribution."))
-    )
-
-
-def _sha256(examples: Sequence[Encoded]) -> str:
-    digest = hashlib.sha256()
-    for item in examples:
-        digest.update(item.ids.tobytes() + item.is_answer.tobytes() + b"/")
-    return digest.hexdigest()
