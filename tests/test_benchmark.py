@@ -94,7 +94,6 @@ def test_loss_lines_compare_with_the_naive_loss_and_with_one_head():
 
 
 @pytest.mark.slow
-@pytest.mark.any_backend
 def test_a_small_run(tmp_path):
     """Ours and PEFT on a tiny Llama: both begin from the same loss, or they do not train the same thing."""
     model, numbers = tmp_path / "tiny.gguf", tmp_path / "numbers.json"

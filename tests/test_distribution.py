@@ -172,7 +172,7 @@ def _finished(process: subprocess.Popen, code: int = 0) -> str:
 
 
 TRAININGS = {
-    "jax": [("prefix+lora", ["1x1", "4x1", "1x4"]), ("full", ["1x1", "2x2"])],
+    "jax": [("prefix+lora", ["1x1", "2x1", "4x1", "1x4", "2x2"]), ("full", ["1x1", "2x2"])],
     "tensorflow": [("full", ["1x1", "2x1"])],
     "torch": [],  # which has a process for each device
 }
