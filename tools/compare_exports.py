@@ -35,6 +35,7 @@ precision on these prompts, and PEFT in float32 9.4e-5, 8.5e-5 and 1.6e-4.
 
 import argparse
 import contextlib
+import functools
 import importlib.util
 import json
 import subprocess
@@ -121,9 +122,7 @@ def measured(runs: list[Path], wanted: list[str], exports: Path, data: str, prom
     """A row for every export, run by run."""
     from keras_mtp import runs as finished
     from keras_mtp.data.encoding import encode_prompt
-    from keras_mtp.export.another_program import logits_of
     from keras_mtp.tasks import load_task
-    from tools.float64_llama import Float64Llama
 
     questions = [example.prompt for example in load_task("gsm8k", data).examples("test")[:prompts]]
     for run in runs:
@@ -131,7 +130,7 @@ def measured(runs: list[Path], wanted: list[str], exports: Path, data: str, prom
         folders = {form: exported(run, form, exports) for form in held_by(recipe, wanted)}
         model = finished.load(run)
         ids = [np.array([encode_prompt(question, model.tokenizer)], "int32") for question in questions]
-        exact = Float64Llama(model)
+        references = {name: reference(model, name) for name in {PRECISIONS[form] for form in folders}}
         apart, largest = dict.fromkeys(folders, 0.0), 0.0
         with contextlib.ExitStack() as stack:
             readers = {
@@ -139,8 +138,8 @@ def measured(runs: list[Path], wanted: list[str], exports: Path, data: str, prom
                 for form, folder in folders.items()
             }
             for prompt in ids:
-                expected = {"float32": logits_of(model, prompt), "float64": exact.logits(prompt)[0]}
-                largest = max(largest, float(np.abs(expected["float32"]).max()))
+                expected = {name: logits(prompt) for name, logits in references.items()}
+                largest = max(largest, *(float(np.abs(logits).max()) for logits in expected.values()))
                 for form, (_, read) in readers.items():
                     difference = read(prompt) - expected[PRECISIONS[form]]
                     apart[form] = max(apart[form], float(np.abs(difference).max()))
@@ -154,6 +153,18 @@ def measured(runs: list[Path], wanted: list[str], exports: Path, data: str, prom
                 apart=apart[form],
                 largest=largest,
             )
+
+
+def reference(model, precision: str) -> Logits:
+    """The model in this process, or the same weights in double precision."""
+    if precision == "float32":
+        from keras_mtp.export.another_program import logits_of
+
+        return functools.partial(logits_of, model)
+    from tools.float64_llama import Float64Llama
+
+    exact = Float64Llama(model)
+    return lambda ids: exact.logits(ids)[0]
 
 
 def held_by(recipe: Recipe, wanted: list[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """Options and arguments that several commands have."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -28,9 +29,15 @@ data_option = click.option(
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else."
 )
+quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress.")
 run_argument = click.argument("run", type=click.Path(path_type=Path), callback=is_run)
 model_option = click.option(
     "--model",
     metavar="NAME|PATH",
     help="The Llama to start from: smollm2-135m, a GGUF file, a folder, hf://org/name, a preset.",
 )
+
+
+def set_option(explained: str) -> Callable:
+    """`--set`, with what a command makes of it."""
+    return click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, help=explained)

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from keras_mtp import backend, disk
-from keras_mtp.cli.options import backend_option, data_option
+from keras_mtp.cli.options import backend_option, data_option, set_option
 from keras_mtp.recipe import apply_overrides, load_recipe, with_options
 
 
@@ -36,13 +36,7 @@ from keras_mtp.recipe import apply_overrides, load_recipe, with_options
     "--examples", type=click.IntRange(min=1), help="How many are trained on, where --data does not tell."
 )
 @click.option("--tokens", type=click.IntRange(min=1), help="How long all of them are.")
-@click.option(
-    "--set",
-    "assignments",
-    metavar="KEY=VALUE",
-    multiple=True,
-    help="Change a field of the recipe; it stays so.",
-)
+@set_option("Change a field of the recipe; it stays so.")
 @click.option(
     "--json", "file", metavar="FILE", type=click.Path(path_type=Path), help="Also write it, in plain numbers."
 )

@@ -7,7 +7,14 @@ from pathlib import Path
 import click
 
 from keras_mtp import backend, run_folder
-from keras_mtp.cli.options import backend_option, data_option, json_option, model_option
+from keras_mtp.cli.options import (
+    backend_option,
+    data_option,
+    json_option,
+    model_option,
+    quiet_option,
+    set_option,
+)
 from keras_mtp.cli.output import only_result_on_stdout, print_json
 from keras_mtp.errors import UserError
 from keras_mtp.recipe import Recipe, apply_overrides, load_recipe, with_options
@@ -37,15 +44,11 @@ from keras_mtp.recipe import Recipe, apply_overrides, load_recipe, with_options
     type=click.Path(path_type=Path),
     help="Where to keep the run. Default: runs/NAME-BACKEND-TIME.",
 )
-@click.option(
-    "--set",
-    "assignments",
-    metavar="KEY=VALUE",
-    multiple=True,
-    help="Change a field of the recipe, such as heads.count=2; may be given several times. "
-    "`keras-mtp recipes --fields` lists them.",
+@set_option(
+    "Change a field of the recipe, such as heads.count=2; may be given several times. "
+    "`keras-mtp recipes --fields` lists them."
 )
-@click.option("--quiet", "-q", is_flag=True, help="No progress.")
+@quiet_option
 @json_option
 def recipe(
     name: str | None,

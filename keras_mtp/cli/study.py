@@ -5,7 +5,14 @@ from pathlib import Path
 import click
 
 from keras_mtp import backend
-from keras_mtp.cli.options import backend_option, data_option, json_option, model_option
+from keras_mtp.cli.options import (
+    backend_option,
+    data_option,
+    json_option,
+    model_option,
+    quiet_option,
+    set_option,
+)
 from keras_mtp.cli.output import print_json
 from keras_mtp.errors import UserError
 from keras_mtp.recipe import apply_overrides, load_recipe, with_options
@@ -32,13 +39,7 @@ from keras_mtp.recipe import apply_overrides, load_recipe, with_options
     type=click.Path(path_type=Path, file_okay=False),
     help="Where to keep the study; one that was begun there goes on. Default: runs/NAME-study-BACKEND.",
 )
-@click.option(
-    "--set",
-    "assignments",
-    metavar="KEY=VALUE",
-    multiple=True,
-    help="Change a field of the recipe, for all arms.",
-)
+@set_option("Change a field of the recipe, for all arms.")
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at a time.")
 @click.option(
     "--equal",
@@ -47,7 +48,7 @@ from keras_mtp.recipe import apply_overrides, load_recipe, with_options
     show_default=True,
     help="What all arms get alike: joint steps, or training time, as long as the baseline's, the heads' warm-up counted.",
 )
-@click.option("--quiet", "-q", is_flag=True, help="No progress.")
+@quiet_option
 @json_option
 def study(
     name: str,
