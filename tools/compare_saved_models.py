@@ -22,25 +22,25 @@ differ where the margin is below 1e-3. Exit code 1 where a difference is not all
 import argparse
 import contextlib
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
 
 from keras_mtp import backend
 from tools.saved_models.answering import Job
 from tools.saved_models.comparing import HEADING, Logits, Row, compared
+from tools.saved_models.processes import answer, exported, tiny_run_in
 from tools.saved_models.systems import SAVED_MODEL
 
 REFERENCE = "tensorflow"
 TIE = 1e-3  # logits
-BATCHES = [1, 8]
+ALONE, TOGETHER = 1, 8  # questions at a time
 
 
 def main() -> None:
@@ -49,8 +49,13 @@ def main() -> None:
     )
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN")
     parser.add_argument("--data", default="builtin", help="hub, tfds, builtin or a folder")
-    parser.add_argument("--backends", nargs="+", choices=["jax", "torch"], default=[], help="compare these too")
+    parser.add_argument(
+        "--backends", nargs="+", choices=["jax", "torch"], default=[], help="compare these too"
+    )
     parser.add_argument("--prompts", type=int, default=500)
+    parser.add_argument(
+        "--alone", type=int, help="how many of them one at a time, if not all: it takes longest"
+    )
     parser.add_argument("--new-tokens", type=int, default=64, help="of the longest answer")
     parser.add_argument("--quick", action="store_true", help="a few prompts; without RUN a tiny run")
     parser.add_argument("--work", type=Path, metavar="DIR", help="where to keep answers, and exports")
@@ -63,7 +68,9 @@ def main() -> None:
         options.work = (options.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))).resolve()
         options.exports = (options.exports or options.work / "exports").resolve()
         if options.quick:
-            make_quick(options)
+            options.prompts, options.new_tokens = 5, 12
+        if not options.runs:
+            options.runs = [tiny_run_in(options.work / "quick")]
         print(HEADING, flush=True)
         rows = []
         for row in measured(options):
@@ -74,30 +81,15 @@ def main() -> None:
     sys.exit(not all(row.holds for row in rows))
 
 
-def make_quick(options: argparse.Namespace) -> None:
-    """Few prompts; where no run is given, the tests' tiny one, made on torch."""
-    options.prompts, options.new_tokens = 5, 12
-    if options.runs:
-        return
-    from tests import tiny_run
-
-    folder = options.work / "quick"
-    options.data, options.runs = str(folder), [folder / "run"]
-    if options.runs[0].exists():
-        return
-    folder.mkdir(parents=True)
-    tiny_run.write_inputs(folder)
-    settings = tiny_run.settings(folder) | {"training.compile": "false", "evaluation.test_limit": 0}
-    told = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    command("recipe", "gsm8k", "--backend", "torch", "--run", str(options.runs[0]), "--quiet", *told)
-
-
 def measured(options: argparse.Namespace) -> Iterator[Row]:
     """A row for every pair of systems, run by run."""
     from keras_mtp.tasks import load_task
 
     examples = load_task("gsm8k", options.data).examples("test")[: options.prompts]
-    systems = {SAVED_MODEL: BATCHES, REFERENCE: BATCHES} | {name: BATCHES[-1:] for name in options.backends}
+    together = (TOGETHER, len(examples))
+    alone = (ALONE, len(examples) if options.alone is None else min(options.alone, len(examples)))
+    systems = {SAVED_MODEL: [together, alone], REFERENCE: [together, alone]}
+    systems |= {name: [together] for name in options.backends}
     for run in options.runs:
         digest = json.loads((run / "checkpoint" / "checkpoint.json").read_text())["sha256"]
         name = f"{run.name}-{digest[:8]}"
@@ -119,49 +111,23 @@ def measured(options: argparse.Namespace) -> Iterator[Row]:
         yield from rows_of(run, jobs)
 
 
-def exported(run: Path, folder: Path) -> Path:
-    """The run as a SavedModel, made by the command unless it is there."""
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        command("export", str(run), str(folder))
-    return folder
-
-
-def command(*words: str) -> None:
-    """`keras-mtp`, in a process of its own, which chooses its own backend."""
-    run_python("-m", "keras_mtp", *words)
-
-
-def answer(job: Job) -> None:
-    """Lets a system answer, in a process of its own."""
-    file = Path(job.folder) / f"{job.system}-job.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(asdict(job)))
-    run_python("-m", "tools.saved_models.answering", str(file))
-
-
-def run_python(*words: str) -> None:
-    environment = {"HF_HUB_OFFLINE": "1", "TF_CPP_MIN_LOG_LEVEL": "2"} | os.environ | {"PYTHONPATH": str(ROOT)}
-    environment.pop("KERAS_BACKEND", None)
-    done = subprocess.run([sys.executable, *words], env=environment, stdout=subprocess.DEVNULL)
-    if done.returncode:
-        sys.exit(f"Error: {' '.join(words[:3])} failed, see above.")
-
-
 def rows_of(run: Path, jobs: dict[str, Job]) -> Iterator[Row]:
     """The SavedModel beside every other system, and beside itself by another size of batches."""
-    first, last = BATCHES
-    pairs = [(REFERENCE, batch, batch, 0.0) for batch in BATCHES]
-    pairs += [(SAVED_MODEL, first, last, TIE)]
-    pairs += [(name, last, last, TIE) for name in jobs if name not in (SAVED_MODEL, REFERENCE)]
+    pairs = [(REFERENCE, batch, batch, 0.0) for batch in (ALONE, TOGETHER)]
+    pairs += [(SAVED_MODEL, ALONE, TOGETHER, TIE)]
+    pairs += [(name, TOGETHER, TOGETHER, TIE) for name in jobs if name not in (SAVED_MODEL, REFERENCE)]
     trained_on = json.loads((run / "report.json").read_text())["backend"]
     job = jobs[SAVED_MODEL]
     stop_ids = json.loads((Path(job.export) / "generation_config.json").read_text())["eos_token_id"]
     logits = reference(run)
     for other, batch, others_batch, allowed in pairs:
+        ours, others = job.answered(batch), jobs[other].answered(others_batch)
+        count = min(len(ours.answers), len(others.answers))
+        if not count:
+            continue
         tokens, otherwise, partings = compared(
-            job.answered(batch),
-            jobs[other].answered(others_batch),
+            ours.first(count),
+            others.first(count),
             new_tokens=job.new_tokens,
             stop_ids=stop_ids,
             logits=logits,
@@ -172,7 +138,7 @@ def rows_of(run: Path, jobs: dict[str, Job]) -> Iterator[Row]:
             a=SAVED_MODEL,
             b=other,
             batches=(batch, others_batch),
-            prompts=len(job.questions),
+            prompts=count,
             tokens=tokens,
             encoded_otherwise=otherwise,
             partings=partings,
@@ -182,8 +148,6 @@ def rows_of(run: Path, jobs: dict[str, Job]) -> Iterator[Row]:
 
 def reference(run: Path) -> Logits:
     """The run's logits on TensorFlow; loads it when it is first asked."""
-    import numpy as np
-
     loaded: list = []
 
     def logits(ids: list[int]) -> np.ndarray:

@@ -28,6 +28,9 @@ class Answered:
     prompts: Ids
     answers: Ids
 
+    def first(self, count: int) -> "Answered":
+        return Answered(prompts=self.prompts[:count], answers=self.answers[:count])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -35,7 +38,7 @@ class Job:
 
     Args:
         system: its name. run, export: where it is read from. about: whatever else the answers depend on.
-        batch: questions asked together. new_tokens: of the longest answer.
+        batches: numbers of questions asked together, and how many of the questions are asked so. new_tokens: of the longest answer.
         folder: where answers are kept.
     """
 
@@ -44,7 +47,7 @@ class Job:
     export: str
     about: str
     questions: list[str]
-    batches: list[int]
+    batches: list[tuple[int, int]]
     new_tokens: int
     folder: str
 
@@ -60,13 +63,13 @@ def main(path: str) -> None:
     job = Job(**json.loads(Path(path).read_text()))
     # Only where something has not been answered yet: it takes long.
     system = functools.cache(lambda: opened(job.system, Path(job.run), Path(job.export)))
-    for batch in job.batches:
-        found = answer(job, batch, system)
+    for batch, count in job.batches:
+        found = answer(job, batch, count, system)
         job.file(batch, "json").write_text(json.dumps(asdict(found)))
 
 
-def answer(job: Job, batch: int, system: Callable[[], System]) -> Answered:
-    """All questions, `batch` a time."""
+def answer(job: Job, batch: int, count: int, system: Callable[[], System]) -> Answered:
+    """The first `count` questions, `batch` at a time."""
     journal = Journal(job.file(batch, "jsonl"), json.dumps([job.about, job.system, batch, job.new_tokens]))
     found, began, asked = Answered(prompts=[], answers=[]), time.monotonic(), 0
 
@@ -76,14 +79,14 @@ def answer(job: Job, batch: int, system: Callable[[], System]) -> Answered:
         prompts = [system().encoded(question) for question in questions]
         return prompts, system().answers(prompts, job.new_tokens)
 
-    for number, questions in enumerate(batched(job.questions, batch)):
+    for number, questions in enumerate(batched(job.questions[:count], batch)):
         prompts, answers = journal.piece(questions, functools.partial(ask, questions))
         found.prompts.extend(prompts)
         found.answers.extend(answers)
         if asked and number % EVERY == 0:
             seconds = time.monotonic() - began
             print(
-                f"{job.system} by {batch}: {len(found.answers)} of {len(job.questions)}, {asked} in {seconds:.0f} s",
+                f"{job.system} by {batch}: {len(found.answers)} of {count}, {asked} in {seconds:.0f} s",
                 file=sys.stderr,
                 flush=True,
             )
