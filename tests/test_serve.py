@@ -9,8 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import httpx2
@@ -18,44 +16,36 @@ import keras
 import numpy as np
 import openai
 import pytest
-import uvicorn
 from starlette.testclient import TestClient
 
-from keras_mtp import LinearHead, MTPCausalLM, Sampling, UserError, backend
+from keras_mtp import MTPCausalLM, Sampling, UserError, backend
 from keras_mtp.data.encoding import encode_prompt
-from keras_mtp.export import check, saved_model
+from keras_mtp.export import check
 from keras_mtp.export.served_model import ABOUT, About
 from keras_mtp.generation.draws import uniforms
-from keras_mtp.models.backbone import base_info
 from keras_mtp.serve import make_engine
 from keras_mtp.serve.app import make_app
-from tests import tiny_run
+from tests.tiny_server import QUESTION, Server, export_tiny, get, until
 
 pytestmark = pytest.mark.skipif(
     keras.config.backend() != "tensorflow", reason="what is served is a TensorFlow SavedModel"
 )
 LONGEST = check.NEW_TOKENS  # what the check of an export has compiled already
-QUESTION = "how many apples are left in each box?"
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_run.write_inputs(folder)
-    return str(folder / "tiny.gguf")
+def exported(tmp_path_factory) -> tuple[MTPCausalLM, Path]:
+    return export_tiny(tmp_path_factory.mktemp("exported"))
 
 
 @pytest.fixture(scope="module")
-def model(file) -> MTPCausalLM:
-    """Its heads draft what was just said once more, which is right wherever it repeats itself."""
-    return MTPCausalLM.from_preset(file, prefix_length=3, heads=[LinearHead(), LinearHead()])
+def model(exported) -> MTPCausalLM:
+    return exported[0]
 
 
 @pytest.fixture(scope="module")
-def folder(model, file, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("served") / "tuned"
-    saved_model.export(model, folder, base=base_info(file), context_length=256)
-    return folder
+def folder(exported) -> Path:
+    return exported[1]
 
 
 @pytest.fixture(scope="module")
@@ -65,46 +55,9 @@ def expected(model) -> list[tuple[list[int], list[int]]]:
     return list(zip(prompts, model.generate(prompts, max_new_tokens=LONGEST, speculate=True), strict=True))
 
 
-class _Server:
-    """A real server on a free port of this machine, in a thread."""
-
-    def __init__(self, folder: Path):
-        self.engine = make_engine(folder, max_body_bytes=20_000, max_new_tokens=200)
-        self._server = uvicorn.Server(
-            uvicorn.Config(make_app("tuned", self.engine), port=0, log_level="warning")
-        )
-        self._thread = threading.Thread(target=self._server.run, daemon=True)
-        self._thread.start()
-        _until(lambda: self._server.started and self._server.servers)
-        self.url = f"http://127.0.0.1:{self._server.servers[0].sockets[0].getsockname()[1]}"
-        _until(lambda: _get(f"{self.url}/ready").status_code == 200)
-
-    def stop(self) -> None:
-        self._server.should_exit = True
-        self._thread.join()
-
-    def metric(self, line: str) -> float:
-        text = _get(f"{self.url}/metrics").text
-        return next((float(x.rpartition(" ")[2]) for x in text.splitlines() if x.startswith(f"{line} ")), 0.0)
-
-    def post(self, path: str, body: dict) -> dict:
-        return httpx2.post(self.url + path, json=body, timeout=120).json()
-
-
-def _get(url: str) -> httpx2.Response:
-    return httpx2.get(url, timeout=120)  # a busy machine is no error
-
-
-def _until(holds, seconds: float = 180.0) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.05)
-
-
 @pytest.fixture(scope="module")
 def server(folder):
-    server = _Server(folder)
+    server = Server(folder)
     yield server
     server.stop()
 
@@ -139,7 +92,7 @@ def test_many_clients_get_the_same(client, server, expected, model, clients):
         asked = [expected[n % len(expected)] for n in range(clients)]
         answers = list(pool.map(lambda pair: _complete(client, pair[0]).choices[0].text, asked))
     assert answers == [model.tokenizer.decode(tokens) for _, tokens in asked]
-    _until(lambda: server.metric("keras_mtp_running") == 0)
+    until(lambda: server.metric("keras_mtp_running") == 0)
     tokens, passes = (server.metric(f"keras_mtp_tokens_per_pass_{x}") for x in ("sum", "count"))
     assert passes < tokens < 3 * passes, "no draft was ever right, so drafts were not tested"
 
@@ -268,9 +221,9 @@ def test_tensorflow_serving_answers_as_the_signatures(server, expected):
     inputs = {"token_ids": [prompt], "lengths": [len(prompt)], "max_new_tokens": LONGEST, "stop_ids": [0, 2]}
     said = server.post(path, {"signature_name": "generate", "inputs": inputs})["outputs"]
     assert said["tokens"][0] == tokens and said["lengths"] == [len(tokens)]
-    status = _get(f"{server.url}/v1/models/tuned").json()
+    status = get(f"{server.url}/v1/models/tuned").json()
     assert status["model_version_status"][0]["state"] == "AVAILABLE"
-    meta = _get(f"{server.url}/v1/models/tuned/metadata").json()["metadata"]["signature_def"]["signature_def"]
+    meta = get(f"{server.url}/v1/models/tuned/metadata").json()["metadata"]["signature_def"]["signature_def"]
     assert meta["generate"]["inputs"]["lengths"]["dtype"] == "DT_INT32" and "step" in meta
 
 
@@ -365,7 +318,7 @@ def test_bad_requests_are_refused_in_the_clients_shape(server, path, body, statu
         assert error.keys() == {"message", "type", "param", "code"}
         error = error["message"]
     assert message in error and "Traceback" not in error and "node" not in error.lower()
-    assert _get(f"{server.url}/ready").status_code == 200
+    assert get(f"{server.url}/ready").status_code == 200
 
 
 def test_whoever_is_one_too_many_is_told_to_come_again(server, client, expected):
@@ -375,14 +328,14 @@ def test_whoever_is_one_too_many_is_told_to_come_again(server, client, expected)
         with contextlib.ExitStack() as stack:
             for waiting in (0, 1):
                 stack.enter_context(_complete(client, [9], max_tokens=200, stream=True))
-                _until(lambda waiting=waiting: server.metric("keras_mtp_waiting") == waiting)
-                _until(lambda: server.metric("keras_mtp_running") == 1)
+                until(lambda waiting=waiting: server.metric("keras_mtp_waiting") == waiting)
+                until(lambda: server.metric("keras_mtp_running") == 1)
             with pytest.raises(openai.RateLimitError, match="wait already") as refused:
                 _complete(client, [9])
             assert int(refused.value.response.headers["Retry-After"]) >= 1
     finally:
         server.engine.limits = limits
-    _until(lambda: server.metric("keras_mtp_running") == 0)  # both went away
+    until(lambda: server.metric("keras_mtp_running") == 0)  # both went away
     prompt, tokens = expected[1]
     assert _complete(client, prompt).choices[0].text == server.engine.tokenizer.decode(tokens)
 
@@ -395,18 +348,18 @@ def test_who_goes_away_makes_room(server, stream):
     port = int(server.url.rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(request.encode())
-        _until(lambda: server.metric("keras_mtp_running") == 1)
-    _until(lambda: server.metric("keras_mtp_left_total") == left + 1)
+        until(lambda: server.metric("keras_mtp_running") == 1)
+    until(lambda: server.metric("keras_mtp_left_total") == left + 1)
     assert server.metric("keras_mtp_running") == 0
 
 
 def test_the_page_needs_nothing_from_elsewhere(server):
-    page = _get(server.url)
+    page = get(server.url)
     assert (
         "http" not in page.text.replace('lang="en"', "")
         and "default-src 'none'" in page.headers["Content-Security-Policy"]
     )
-    assert _get(f"{server.url}/health").json() == {"status": "ok"}
+    assert get(f"{server.url}/health").json() == {"status": "ok"}
     assert server.metric('keras_mtp_requests_total{route="page",status="200"}') == 1
 
 
@@ -419,7 +372,7 @@ def test_a_server_whose_model_says_something_else_is_never_ready(folder, tmp_pat
     engine = make_engine(tmp_path)
     with TestClient(make_app("tuned", engine)) as client:
         assert client.get("/ready").status_code == 503
-        _until(lambda: "loaded" not in client.get("/ready").json()["reason"])
+        until(lambda: "loaded" not in client.get("/ready").json()["reason"])
         assert "the model says" in client.get("/ready").json()["reason"]
         for path, body in ((COMPLETIONS, {"prompt": [5]}), (PREDICT, {"instances": [[5]]})):
             answer = client.post(path, json=body)
@@ -452,7 +405,7 @@ def test_the_command_serves_without_keras_and_ends_when_answers_have(folder, exp
     ) as process:
         try:
             url = next(line for line in process.stderr if " at http" in line).split()[2]
-            _until(lambda: _get(f"{url}/ready").status_code == 200)
+            until(lambda: get(f"{url}/ready").status_code == 200)
             prompt, tokens = expected[0]
             body = {"model": folder.name, "prompt": prompt, "max_tokens": 200, "stream": True}
             with httpx2.stream("POST", url + COMPLETIONS, json=body, timeout=120) as answer:
@@ -465,7 +418,7 @@ def test_the_command_serves_without_keras_and_ends_when_answers_have(folder, exp
             assert text.startswith(model.tokenizer.decode(tokens[:-2]))
             assert process.wait(60) in (0, -signal.SIGTERM)
             with pytest.raises(httpx2.ConnectError):
-                _get(f"{url}/health")
+                get(f"{url}/health")
         finally:
             process.kill()
 

@@ -57,6 +57,7 @@ class Answer:
     tokenizer: Tokenizer
     tell: Callable[[News], Any]
     said: int = 0  # tokens, the one that ended it included
+    drafted: int = 0  # of them; a draft that was right
     passes: int = 0
     drafts_asked: int = 0  # passes with drafts, and what these yielded
     drafts_gave: int = 0
@@ -86,12 +87,14 @@ class Answer:
         """
         pieces = []
         for place, token in enumerate(tokens):
+            drafted = place < len(tokens) - 1
             self.said += 1
+            self.drafted += drafted
             if token in self.tokenizer.eos_ids:
                 self.finish, self.end_token = "stop", token
                 break
             if text := self.stream.add([token]):
-                pieces.append((text, place < len(tokens) - 1))
+                pieces.append((text, drafted))
             if self.stream.ended:
                 self.finish = "stop"
                 break

@@ -18,7 +18,10 @@ from keras_mtp.serve.openai_api import OpenAIAPI
 from keras_mtp.serve.tf_serving_api import TFServingAPI
 
 PAGE = Path(__file__).parent / "page.html"
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 
 def make_app(name: str, engine: Engine) -> Starlette:

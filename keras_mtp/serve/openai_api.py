@@ -131,7 +131,8 @@ class OpenAIAPI:
                     return
                 yield _event(head | {"choices": [_chunk(place, news, asked)]})
             if asked.usage:
-                yield _event(head | {"choices": [], "usage": _usage(running.answers)})
+                used = _usage(running.answers) | (_drafts(running.answers) if asked.drafts else {})
+                yield _event(head | {"choices": [], "usage": used})
             yield "data: [DONE]\n\n"
         finally:
             running.cancel()
@@ -164,3 +165,10 @@ def _usage(answers: list[Answer]) -> dict[str, int]:
         sum(values) for values in zip(*((len(a.wish.prompt), a.said) for a in answers), strict=True)
     )
     return {"prompt_tokens": prompt, "completion_tokens": said, "total_tokens": prompt + said}
+
+
+def _drafts(answers: list[Answer]) -> dict[str, dict[str, int]]:
+    """How many of the tokens had been drafted, under the name that OpenAI has for predicted tokens."""
+    return {
+        "completion_tokens_details": {"accepted_prediction_tokens": sum(answer.drafted for answer in answers)}
+    }

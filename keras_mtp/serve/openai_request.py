@@ -41,7 +41,8 @@ class Asked:
         chat: whether it is one of chat. stream: whether the answer is wanted as it comes.
         echo: whether the prompt belongs to the answer. logprobs: how many likeliest tokens of each place are wanted; None
             for no logarithms at all.
-        usage: whether a stream ends with what was used. drafts: whether it says which text a head had drafted.
+        usage: whether a stream ends with what was used. drafts: whether it says which text a head had drafted, and
+            how many tokens.
     """
 
     wishes: Sequence[Wish]
