@@ -32,7 +32,7 @@ from rich.table import Table
 from keras_mtp import backend
 from keras_mtp.journal import Journal
 from tools.benchmarks.screen import console
-from tools.partings import TIE, Parting, first_difference, partings
+from tools.partings import TIE, Parting, first_difference, parting
 
 Ids = list[list[int]]
 
@@ -120,7 +120,6 @@ class Comparison:
         ]
 
     def row(self, k: int, model: Any, batch: int, plain: Ids) -> Row:
-        from keras_mtp.export.another_program import logits_of
         from keras_mtp.generation.fixed_shape import fixed_shape
 
         shape = fixed_shape(batch, k)
@@ -139,14 +138,25 @@ class Comparison:
             tokens=tokens,
             changed=sum(first_difference(*pair) is not None for pair in zip(exact, drafted, strict=True)),
             tokens_per_pass=tokens / max(passes, 1),
-            from_plain=partings(
-                self.prompts,
-                exact,
-                plain,
-                stop_ids=sorted(model.tokenizer.eos_ids),
-                logits=lambda ids: logits_of(model, np.array([ids], "int32"))[0, -1],
-            ),
+            from_plain=self.parted(exact, plain),
         )
+
+    def parted(self, exact: Ids, plain: Ids) -> list[Parting]:
+        """Where exact mode's answers part from those of plain decoding."""
+        from keras_mtp.export.another_program import logits_of
+
+        stop_ids = self.model.tokenizer.eos_ids
+        found = (
+            parting(
+                question,
+                prompt,
+                answers,
+                stop_ids=stop_ids,
+                logits=lambda ids: logits_of(self.model, np.array([ids], "int32"))[0, -1],
+            )
+            for question, (prompt, *answers) in enumerate(zip(self.prompts, exact, plain, strict=True))
+        )
+        return [place for place in found if place is not None]
 
     def answers(self, way: str, model: Any, batch: int, **arguments: bool) -> tuple[Ids, int]:
         """(what the model says to all prompts, so many at a time; in how many passes, counted for every prompt)."""

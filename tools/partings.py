@@ -26,30 +26,28 @@ class Parting:
     margin: float
 
 
-def partings(
-    prompts: Sequence[list[int]],
-    ours: Sequence[list[int]],
-    others: Sequence[list[int]],
+def parting(
+    question: int,
+    prompt: list[int],
+    answers: tuple[list[int], list[int]],
     *,
     stop_ids: Sequence[int],
     logits: Logits,
-) -> list[Parting]:
-    """Of the answers that part, in their order.
+) -> Parting | None:
+    """Where two answers to a prompt part; None where they are the same.
 
     Args:
-        prompts, ours, others: token ids, answers without the stop token. stop_ids: what this may be.
-        logits: of the model, asked only where answers part.
+        prompt, answers: token ids, answers without the stop token. stop_ids: what this may be.
+        logits: of the model, asked only if they part.
     """
-    found = []
-    for question, (prompt, mine, other) in enumerate(zip(prompts, ours, others, strict=True)):
-        place = first_difference(mine, other)
-        if place is not None:
-            said = tuple(answer[place] if place < len(answer) else None for answer in (mine, other))
-            scores = logits(prompt + mine[:place])
-            each = [max(scores[list(stop_ids) if token is None else [token]]) for token in said]
-            margin = float(max(scores) - min(each))
-            found.append(Parting(question=question, place=place, said=said, margin=margin))
-    return found
+    place = first_difference(*answers)
+    if place is None:
+        return None
+    ours, others = (answer[place] if place < len(answer) else None for answer in answers)
+    scores = logits(prompt + answers[0][:place])
+    each = [max(scores[list(stop_ids) if token is None else [token]]) for token in (ours, others)]
+    margin = float(max(scores) - min(each))
+    return Parting(question=question, place=place, said=(ours, others), margin=margin)
 
 
 def first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
