@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tools.partings import first_difference
 from tools.saved_models.answering import Answered
-from tools.saved_models.comparing import Row, compared, first_difference
+from tools.saved_models.comparing import Row, compared
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.any_backend  # every system has a process of its own

@@ -33,13 +33,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from keras_mtp import backend
+from tools.partings import TIE, Logits
 from tools.saved_models.answering import Job
-from tools.saved_models.comparing import HEADING, Logits, Row, compared
+from tools.saved_models.comparing import HEADING, Row, compared
 from tools.saved_models.processes import answer, exported, tiny_run_in
 from tools.saved_models.systems import SAVED_MODEL
 
 REFERENCE = "tensorflow"
-TIE = 1e-3  # logits
 ALONE, TOGETHER = 1, 8  # questions at a time
 
 

@@ -1,30 +1,10 @@
 """Two systems' answers to the same prompts, token for token, and what the model thinks of the places where they part."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
+from tools.partings import Logits, Parting, parting
 from tools.saved_models.answering import Answered
-
-Logits = Callable[[list[int]], np.ndarray]  # token ids -> those of the next token (V,)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parting:
-    """The first difference of two answers.
-
-    Args:
-        question: its place among the questions. place: that of the token in the answer.
-        said: both systems' tokens; None for the end of the answer.
-        margin: by how much the likelier of the two tokens, or a likelier third one, is ahead of the other, in logits. Where they
-            are the two likeliest, that is the margin between the first and the second.
-    """
-
-    question: int
-    place: int
-    said: tuple[int | None, int | None]
-    margin: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,22 +64,7 @@ def compared(
         if prompt != same_prompt:
             otherwise += 1
             continue
-        place = first_difference(ours, others)
-        if place is None:
-            tokens += min(len(ours) + 1, new_tokens)
-            continue
-        tokens += place + 1
-        said = tuple(answer[place] if place < len(answer) else None for answer in (ours, others))
-        scores = logits(prompt + ours[:place])
-        each = [max(scores[list(stop_ids) if token is None else [token]]) for token in said]
-        margin = float(max(scores) - min(each))
-        partings.append(Parting(question=question, place=place, said=said, margin=margin))
+        found = parting(question, prompt, (ours, others), stop_ids=stop_ids, logits=logits)
+        tokens += min(len(ours) + 1, new_tokens) if found is None else found.place + 1
+        partings += [] if found is None else [found]
     return tokens, otherwise, partings
-
-
-def first_difference(a: list[int], b: list[int]) -> int | None:
-    """The place of the first token that is another; None where there is none."""
-    for place, (one, other) in enumerate(zip(a, b, strict=False)):
-        if one != other:
-            return place
-    return None if len(a) == len(b) else min(len(a), len(b))
