@@ -1,4 +1,4 @@
-"""The comparison of a SavedModel's tokens with the model's own: the tool itself on a tiny run, and what it makes of differences."""
+"""The comparison of a SavedModel's tokens with the model's own: on a tiny run, and what is made of differences."""
 
 import json
 import subprocess
@@ -17,60 +17,24 @@ pytestmark = pytest.mark.any_backend  # every system has a process of its own
 
 
 @pytest.mark.slow
-def test_a_client_without_keras_gets_the_models_tokens_and_others_are_found(tmp_path):
-    work, found = tmp_path / "work", tmp_path / "found.json"
-
-    def told() -> tuple[int, list[dict]]:
-        command = [
-            sys.executable,
-            "tools/compare_saved_models.py",
-            "--quick",
-            "--work",
-            work,
-            "--json",
-            found,
-        ]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode in (0, 1), done.stderr
-        assert found.exists(), done.stderr
-        return done.returncode, json.loads(found.read_text())
-
-    code, rows = told()
+def test_a_client_without_keras_gets_the_models_tokens(tmp_path):
+    work, numbers = tmp_path / "work", tmp_path / "numbers.json"
+    told = ("--quick", "--work", work, "--json", numbers)
+    command = [sys.executable, "tools/compare_saved_models.py", *told]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(numbers.read_text())
     pairs = [(row["a"], row["b"], row["batches"]) for row in rows]
     assert pairs == [
         ("saved_model", "tensorflow", [1, 1]),
         ("saved_model", "tensorflow", [8, 8]),
         ("saved_model", "saved_model", [1, 8]),
     ]
-    assert code == 0 and all(row["holds"] and not row["partings"] for row in rows), rows
+    assert all(row["holds"] and not row["partings"] for row in rows), rows
     assert all(row["prompts"] == 5 and row["tokens"] >= 5 for row in rows), rows
     (kept,) = work.glob("*/saved_model-by-1.jsonl")
-    lines = kept.read_text().splitlines(keepends=True)
-    prompts = [json.loads(line)["piece"][0][0] for line in lines]
+    prompts = [json.loads(line)["piece"][0][0] for line in kept.read_text().splitlines()]
     assert len({len(prompt) for prompt in prompts}) > 1  # batches are ragged
-
-    kept.write_text("".join(lines[:3]) + lines[3][:-9])  # cut off; it goes on there
-    (others,) = work.glob("*/tensorflow-by-8.jsonl")
-    others.write_text(another_token(others.read_text(), work))
-    code, rows = told()
-    assert kept.read_text() == "".join(lines)
-    assert code == 1 and [row["holds"] for row in rows] == [True, False, True]
-    (parting,) = rows[1]["partings"]
-    assert (parting["question"], parting["place"]) == (2, 0) and parting["margin"] > 0
-
-
-def another_token(text: str, work: Path) -> str:
-    """A journal of one batch, in which the first token of the third answer is another."""
-    from keras_mtp.journal import Journal
-
-    prompts, answers = json.loads(text)["piece"]
-    (path,) = work.glob("*/tensorflow-job.json")
-    job = json.loads(path.read_text())
-    answers[2] = [answers[2][0] ^ 1 if answers[2] else 5, *answers[2][1:]]
-    forged = work / "forged.jsonl"
-    about = json.dumps([job["about"], job["system"], 8, job["new_tokens"]])
-    Journal(forged, about).piece(job["questions"], lambda: [prompts, answers])
-    return forged.read_text()
 
 
 def logits(ids: list[int]) -> np.ndarray:
