@@ -97,6 +97,17 @@ def test_many_clients_get_the_same(client, server, expected, model, clients):
     assert passes < tokens < 3 * passes, "no draft was ever right, so drafts were not tested"
 
 
+def test_without_drafts_it_is_the_same_in_more_passes(folder, expected, model):
+    server = Server(folder, speculate=False)
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    answers = _complete(client, [prompt for prompt, _ in expected]).choices
+    assert [answer.text for answer in answers] == [model.tokenizer.decode(tokens) for _, tokens in expected]
+    until(lambda: server.metric("keras_mtp_running") == 0)
+    assert server.metric('keras_mtp_passes_total{drafts="no"}') > 0
+    assert server.metric('keras_mtp_passes_total{drafts="yes"}') == 0
+    server.stop()
+
+
 def test_a_stream_is_the_answer_in_pieces(client, expected, model):
     prompt, tokens = expected[0]
     options = {"include_usage": True, "include_drafts": True}

@@ -31,10 +31,14 @@ def export_tiny(folder: Path, vocabulary: Sequence[str] = WORDS) -> tuple[MTPCau
 
 
 class Server:
-    """Serves an exported model as "tuned", in a thread, from when it is made until `stop`."""
+    """Serves an exported model as "tuned", in a thread, from when it is made until `stop`.
 
-    def __init__(self, folder: Path):
-        self.engine = make_engine(folder, max_body_bytes=20_000, max_new_tokens=200)
+    Args:
+        folder: of the model. speculate: whether its heads draft.
+    """
+
+    def __init__(self, folder: Path, *, speculate: bool = True):
+        self.engine = make_engine(folder, max_body_bytes=20_000, max_new_tokens=200, speculate=speculate)
         self._server = uvicorn.Server(
             uvicorn.Config(make_app("tuned", self.engine), port=0, log_level="warning")
         )

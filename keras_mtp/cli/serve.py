@@ -19,6 +19,12 @@ from keras_mtp.limits import Limits
 )
 @click.option("--name", help="What clients call the model. Default: the folder's name.")
 @click.option(
+    "--speculate/--plain",
+    default=True,
+    show_default=True,
+    help="Whether the heads draft. The tokens are the same.",
+)
+@click.option(
     "--max-batch",
     type=click.IntRange(min=1),
     default=Limits.max_batch,
@@ -59,7 +65,7 @@ from keras_mtp.limits import Limits
     show_default=True,
     help="How long answers may go on when the server is told to end.",
 )
-def serve(folder: Path, host: str, port: int, name: str | None, **limits: Any) -> None:
+def serve(folder: Path, host: str, port: int, name: str | None, **options: Any) -> None:
     """Serve a folder that `keras-mtp export RUN DIR` wrote, until it is interrupted.
 
     Needs TensorFlow and the extra "serve", not Keras. Nobody is asked for a password: on another host than 127.0.0.1
@@ -71,4 +77,4 @@ def serve(folder: Path, host: str, port: int, name: str | None, **limits: Any) -
         raise UserError(
             f'`serve` needs what is not installed ({error.name}). Run: pip install "keras_mtp[serve,tensorflow]"'
         ) from error
-    server.run(folder, host=host, port=port, name=name, **limits)
+    server.run(folder, host=host, port=port, name=name, **options)

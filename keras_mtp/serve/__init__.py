@@ -24,11 +24,14 @@ from keras_mtp.serve.engine import Engine
 from keras_mtp.serve.metrics import Metrics
 
 
-def make_engine(folder: Path, *, max_length: int | None = None, **limits: Any) -> Engine:
+def make_engine(
+    folder: Path, *, max_length: int | None = None, speculate: bool = True, **limits: Any
+) -> Engine:
     """What answers, not yet started.
 
     Args:
         folder: an exported model. max_length: longest prompt and answer; None for what the model was made for.
+        speculate: whether the heads draft.
         limits: the other fields of `Limits`.
 
     Raises:
@@ -37,19 +40,20 @@ def make_engine(folder: Path, *, max_length: int | None = None, **limits: Any) -
     about = About.read(folder)
     length = max_length or about.context_length or USUAL_LENGTH
     bounds = Limits(max_length=length, **limits)
-    return Engine(folder, about, read_tokenizer(folder, about), bounds, Metrics())
+    tokenizer = read_tokenizer(folder, about)
+    return Engine(folder, about, tokenizer, bounds, Metrics(), speculate=speculate)
 
 
-def run(folder: Path, *, host: str, port: int, name: str | None = None, **limits: Any) -> None:
+def run(folder: Path, *, host: str, port: int, name: str | None = None, **options: Any) -> None:
     """Serves until it is told to end, then lets the answers that are being given end too.
 
     Args:
         folder: an exported model. host, port: where to listen. name: what clients call the model; the folder's name if None.
-        limits: of `make_engine`.
+        options: of `make_engine`.
     """
     logging.basicConfig(format="%(levelname)s: %(message)s")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # it logs every request that a graph refuses
-    engine = make_engine(folder, **limits)
+    engine = make_engine(folder, **options)
     name = name or folder.resolve().name
     if "/" in name or ":" in name:
         raise UserError(

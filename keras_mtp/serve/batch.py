@@ -31,10 +31,12 @@ class Batch:
 
     Args:
         model: what says them. stop_ids: tokens that end an answer.
+        speculate: whether the model's heads draft, if it has any, for as long as that pays.
     """
 
-    def __init__(self, model: ServedModel, stop_ids: Sequence[int]):
+    def __init__(self, model: ServedModel, stop_ids: Sequence[int], *, speculate: bool = True):
         self.model, self.stop_ids = model, np.array(stop_ids, "int32")
+        self.speculate = speculate and model.said_per_pass > 1
         self._rows: list[_Row] = []
         self._changed = False
 
@@ -68,7 +70,7 @@ class Batch:
         state, filler = self._state()
         answers = self.answers
         asked, gave = (sum(getattr(a, name) for a in answers) for name in ("drafts_asked", "drafts_gave"))
-        speculate = self.model.said_per_pass > 1 and bool(pays(asked, gave / max(asked, 1)))
+        speculate = self.speculate and bool(pays(asked, gave / max(asked, 1)))
         room = np.array([*(row.room for row in self._rows), *[0] * filler], "int32")
         state, told = self.model.step(state, room, self._choosing(answers, filler), speculate=speculate)
         yielded = [len(tokens) for tokens in told.tokens[: len(answers)]]

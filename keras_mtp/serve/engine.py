@@ -30,9 +30,19 @@ class Engine:
     Args:
         folder: of the model. about: read from there. tokenizer: likewise.
         limits: how many answers at a time. metrics: where to count.
+        speculate: whether the model's heads draft. The tokens are the same without, in more passes.
     """
 
-    def __init__(self, folder: Path, about: About, tokenizer: Tokenizer, limits: Limits, metrics: Metrics):
+    def __init__(
+        self,
+        folder: Path,
+        about: About,
+        tokenizer: Tokenizer,
+        limits: Limits,
+        metrics: Metrics,
+        *,
+        speculate: bool = True,
+    ):
         self.folder, self.about, self.tokenizer, self.limits, self.metrics = (
             folder,
             about,
@@ -40,6 +50,7 @@ class Engine:
             limits,
             metrics,
         )
+        self.speculate = speculate
         self.model: ServedModel | None = None
         self.not_ready: str | None = "the model is being loaded"
         self.seconds_per_answer = 1.0  # of late
@@ -117,7 +128,7 @@ class Engine:
     def _run(self) -> None:
         try:
             self.model = ServedModel(self.folder)
-            batch = Batch(self.model, self.tokenizer.eos_ids)
+            batch = self._batch(self.model)
             self.not_ready = (self._ending and self.not_ready) or self._tried(self.model)
         except Exception as error:
             _log.exception("The model cannot be loaded.")
@@ -132,7 +143,10 @@ class Engine:
                 _log.exception("A pass failed.")
                 for answer in batch.answers:
                     answer.tell(News(error="The model could not compute the answer."))
-                batch = Batch(self.model, self.tokenizer.eos_ids)
+                batch = self._batch(self.model)
+
+    def _batch(self, model: ServedModel) -> Batch:
+        return Batch(model, self.tokenizer.eos_ids, speculate=self.speculate)
 
     def _tried(self, model: ServedModel) -> str | None:
         """None if the model says what it said when it was exported."""

@@ -1,0 +1,231 @@
+"""Asks too much of `keras-mtp serve`: ten times what it can answer, nonsense, and to end while it answers.
+
+    .venv/bin/python tools/stress_server.py DIR --json stress.json      # DIR: what `keras-mtp export RUN DIR` wrote
+    .venv/bin/python tools/stress_server.py DIR --quick                 # seconds instead of minutes
+
+    overload      for `--seconds`, requests come ten times as often as the server answers them. Each must end: with 200 and the text
+                  that it gives alone, or with 429. Then one alone must be answered as before.
+    hostile       `--hostile` requests of nonsense, noise and clients that go away. No status of 500 or above, nobody's place kept,
+                  and the same answer afterwards.
+    drain         SIGTERM while answers stream: all must come to their end, and then the server's process.
+    speculative   one client, with the heads' drafts and without (`serve --plain`), by turns: the same texts, tokens per second after the
+                  first. Plain passes run over as many rows, padding counted, as those with drafts.
+
+Everything is sent from this process to this machine alone. Exit code 1 where something does not hold.
+"""
+
+import argparse
+import asyncio
+import json
+import signal
+import statistics
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tools.stress.hostile import attack
+from tools.stress.served import Served
+
+BATCH, QUEUE = 4, 16  # answers at a time, and further ones that may wait
+TOO_MUCH = 10
+SHORT, LONG = 16, 96  # tokens of an answer
+PROMPTS = [f"Tom has {n} apples and buys {n + 3} more. How many has he now?" for n in range(2, 10)]
+ENDED = (0, -signal.SIGTERM)  # uvicorn passes the signal on once all has been answered
+Found = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("--seconds", type=int, default=300, help="of overload")
+    parser.add_argument("--hostile", type=int, default=5000, help="requests of nonsense")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="5 seconds, 100 requests")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    if options.quick:
+        options.seconds, options.hostile = 5, 100
+    found = asyncio.run(stressed(options))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    sys.exit(not all(part["holds"] for part in found.values()))
+
+
+async def stressed(options: argparse.Namespace) -> dict[str, Found]:
+    """All of it, in one server; the comparison in two."""
+    served = Served(options.folder, f"--max-batch={BATCH}", f"--max-queue={QUEUE}", "--max-new-tokens=128")
+    await served.ready()
+    expected = {prompt: (await served.complete(prompt, SHORT))[1] for prompt in PROMPTS}
+    found = {"overload": await overload(served, expected, options.seconds)}
+    report("overload", found["overload"])
+    found["hostile"] = await hostile(served, expected, options.hostile, options.seed)
+    report("hostile", found["hostile"])
+    found["drain"] = await drain(served)
+    report("drain", found["drain"])
+    found["speculative"] = await speculative(options.folder)
+    report("speculative", found["speculative"])
+    return found
+
+
+def report(name: str, found: Found) -> None:
+    print(f"{name}: {json.dumps(found)}", flush=True)
+
+
+async def overload(served: Served, expected: dict[str, str], seconds: int) -> Found:
+    """Requests by the clock, whatever becomes of those before."""
+    alone = await answered_as_before(served, expected)
+    capacity = await answered_a_second(served, max(5.0, seconds / 10))
+    before, peak = served.resident_bytes, 0
+    counts, slowest, others, running = Counter[int](), {200: 0.0, 429: 0.0}, 0, set()
+
+    async def ask(prompt: str) -> None:
+        nonlocal others
+        begun = time.monotonic()
+        status, text = await served.complete(prompt, SHORT)
+        counts[status] += 1
+        slowest[status] = max(slowest.get(status, 0.0), time.monotonic() - begun)
+        others += status == 200 and text != expected[prompt]
+
+    begun, sent = time.monotonic(), 0
+    while (now := time.monotonic() - begun) < seconds:
+        if sent < now * TOO_MUCH * capacity:
+            task = asyncio.create_task(ask(PROMPTS[sent % len(PROMPTS)]))
+            running.add(task)
+            task.add_done_callback(running.discard)
+            sent += 1
+        else:
+            peak = max(peak, served.resident_bytes)
+            await asyncio.sleep(0.02)
+    await asyncio.gather(*running)
+    after = await answered_as_before(served, expected)
+    return {
+        "capacity_per_second": round(capacity, 2),
+        "sent": sent,
+        "answered": counts[200],
+        "refused": counts[429],
+        "slowest_answer_seconds": round(slowest[200], 2),
+        "slowest_refusal_seconds": round(slowest[429], 2),
+        "other_texts": others,
+        "resident_before": before,
+        "resident_peak": peak,
+        "alone_seconds": round(alone, 2),
+        "alone_after_seconds": round(after, 2),
+        "holds": sent == counts[200] + counts[429] and counts[429] > 0 and not others and after < alone + 2,
+    }
+
+
+async def answered_as_before(served: Served, expected: dict[str, str]) -> float:
+    """Seconds that one request takes, alone."""
+    begun = time.monotonic()
+    status, text = await served.complete(PROMPTS[0], SHORT)
+    if status != 200 or text != expected[PROMPTS[0]]:
+        sys.exit(f"Error: asked alone, the server says {text!r} with status {status}.")
+    return time.monotonic() - begun
+
+
+async def answered_a_second(served: Served, seconds: float) -> float:
+    """By as many clients as it answers at a time, each with a request after the other."""
+    begun, done = time.monotonic(), 0
+
+    async def client(place: int) -> None:
+        nonlocal done
+        while time.monotonic() < begun + seconds:
+            await served.complete(PROMPTS[place % len(PROMPTS)], SHORT)
+            done += 1
+
+    await asyncio.gather(*(client(place) for place in range(BATCH)))
+    return done / (time.monotonic() - begun)
+
+
+async def hostile(served: Served, expected: dict[str, str], count: int, seed: int) -> Found:
+    """Nonsense, and what it left behind."""
+    counts, kept = await attack(served, count, seed), -1.0
+    for _ in range(100):  # who went away is noticed between two passes
+        kept = await served.metric("keras_mtp_running") + await served.metric("keras_mtp_waiting")
+        if not kept:
+            break
+        await asyncio.sleep(0.1)
+    await answered_as_before(served, expected)
+    failures = sum(n for status, n in counts.items() if status.startswith("5"))
+    return {
+        "sent": count,
+        "by_status": dict(sorted(counts.items())),
+        "places_kept": kept,
+        "holds": not failures and not kept and sum(counts.values()) == count,
+    }
+
+
+async def drain(served: Served) -> Found:
+    """Told to end while it answers as many as it can at a time."""
+    expected = [await whole(served, prompt) for prompt in PROMPTS[:BATCH]]
+    begun = asyncio.Barrier(BATCH + 1)
+
+    async def client(prompt: str) -> str:
+        text, first = "", True
+        async for event in served.stream(prompt, LONG):
+            if first:
+                await begun.wait()
+                first = False
+            if event is None:
+                return text
+            text += "".join(choice["text"] for choice in event["choices"])
+        return f"cut off: {text}"
+
+    clients = [asyncio.create_task(client(prompt)) for prompt in PROMPTS[:BATCH]]
+    await begun.wait()
+    served.tell_to_end()
+    texts = await asyncio.gather(*clients)
+    code = await asyncio.to_thread(served.end)
+    lost = sum(a != b for a, b in zip(texts, expected, strict=True))
+    return {"streams": BATCH, "lost": lost, "exit_code": code, "holds": not lost and code in ENDED}
+
+
+async def whole(served: Served, prompt: str) -> str:
+    return (await served.complete(prompt, LONG))[1]
+
+
+async def speculative(folder: Path) -> Found:
+    """Two servers of the same folder, one asked after the other."""
+    both = {"drafts": Served(folder), "plain": Served(folder, "--plain")}
+    for served in both.values():
+        await served.ready()
+        await timed(served, PROMPTS[0])  # whatever is made at a first request
+    ratios, speeds, others = [], {name: [] for name in both}, 0
+    for prompt in PROMPTS:
+        said = {name: await timed(served, prompt) for name, served in both.items()}
+        others += said["drafts"][0] != said["plain"][0]
+        for name, (_, speed) in said.items():
+            speeds[name].append(speed)
+        ratios.append(said["drafts"][1] / said["plain"][1])
+    tokens = await both["drafts"].metric("keras_mtp_tokens_per_pass_sum")
+    passes = await both["drafts"].metric("keras_mtp_tokens_per_pass_count")
+    for served in both.values():
+        served.end()
+    return {
+        "tokens_per_second": {name: round(statistics.median(found), 1) for name, found in speeds.items()},
+        "times_plain": round(statistics.median(ratios), 2),
+        "tokens_per_pass": round(tokens / passes, 2),
+        "other_texts": others,
+        "holds": not others,
+    }
+
+
+async def timed(served: Served, prompt: str) -> tuple[str, float]:
+    """(the answer, tokens per second after the first)."""
+    text, times, tokens = "", [], 0
+    async for event in served.stream(prompt, LONG):
+        if event is not None:
+            times.append(time.monotonic())
+            text += "".join(choice["text"] for choice in event["choices"])
+            tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
+    return text, (tokens - 1) / max(times[-1] - times[0], 1e-9)
+
+
+if __name__ == "__main__":
+    main()
