@@ -16,6 +16,18 @@ run's precision: how far the less likely of the two tokens is behind the likelie
 the model on TensorFlow says, every token of every prompt. Other backends, and another size of batches, round otherwise, and may
 differ where the margin is below 1e-3. Exit code 1 where a difference is not allowed, or a prompt's token ids are not the same.
 
+SmolLM2-135M on GSM8K's test set, `--prompts 500 --new-tokens 16 --backends jax torch`, in float32, two CPU cores: of runs trained on
+TensorFlow, JAX and torch, with a prefix and one or two transformer heads, the same for each
+
+    compared                             prompts  tokens differ
+    saved_model by 1 - tensorflow by 1       500    8000      0
+    saved_model by 8 - tensorflow by 8       500    8000      0
+    saved_model by 1 - saved_model by 8      500    8000      0
+    saved_model by 8 - jax by 8              500    8000      0
+    saved_model by 8 - torch by 8            500    8000      0
+
+(7998 tokens of the run trained on TensorFlow, where an answer ended.)
+
 `--work DIR` keeps exports and answers: what was cut off goes on there. Needs what `tools/test` installs.
 """
 

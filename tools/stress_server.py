@@ -33,6 +33,7 @@ from tools.stress.served import Served
 BATCH, QUEUE = 4, 16  # answers at a time, and further ones that may wait
 TOO_MUCH = 10
 SHORT, LONG = 16, 96  # tokens of an answer
+PARTS = ("overload", "hostile", "drain", "speculative")
 PROMPTS = [f"Tom has {n} apples and buys {n + 3} more. How many has he now?" for n in range(2, 10)]
 ENDED = (0, -signal.SIGTERM)  # uvicorn passes the signal on once all has been answered
 Found = dict[str, Any]
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--seconds", type=int, default=300, help="of overload")
     parser.add_argument("--hostile", type=int, default=5000, help="requests of nonsense")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="5 seconds, 100 requests")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -58,23 +60,24 @@ def main() -> None:
 
 
 async def stressed(options: argparse.Namespace) -> dict[str, Found]:
-    """All of it, in one server; the comparison in two."""
+    """The parts that are wanted: all but the last in one server, which ends with the drain."""
     served = Served(options.folder, f"--max-batch={BATCH}", f"--max-queue={QUEUE}", "--max-new-tokens=128")
     await served.ready()
     expected = {prompt: (await served.complete(prompt, SHORT))[1] for prompt in PROMPTS}
-    found = {"overload": await overload(served, expected, options.seconds)}
-    report("overload", found["overload"])
-    found["hostile"] = await hostile(served, expected, options.hostile, options.seed)
-    report("hostile", found["hostile"])
-    found["drain"] = await drain(served)
-    report("drain", found["drain"])
-    found["speculative"] = await speculative(options.folder)
-    report("speculative", found["speculative"])
+    parts = {
+        "overload": lambda: overload(served, expected, options.seconds),
+        "hostile": lambda: hostile(served, expected, options.hostile, options.seed),
+        "drain": lambda: drain(served),
+        "speculative": lambda: speculative(options.folder),
+    }
+    found = {}
+    for name in PARTS:
+        if name in options.parts:
+            found[name] = await parts[name]()
+            print(f"{name}: {json.dumps(found[name])}", flush=True)
+        if name == "drain":
+            served.end()
     return found
-
-
-def report(name: str, found: Found) -> None:
-    print(f"{name}: {json.dumps(found)}", flush=True)
 
 
 async def overload(served: Served, expected: dict[str, str], seconds: int) -> Found:

@@ -7,6 +7,8 @@ from collections import Counter
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx2
+
 from tools.stress.served import Served
 
 AT_A_TIME = 16
@@ -91,7 +93,10 @@ async def attack(served: Served, count: int, seed: int) -> Counter[str]:
 
     async def one(kind: Any, own: random.Random) -> None:
         async with room:
-            counts[await kind(served, own)] += 1
+            try:
+                counts[await kind(served, own)] += 1
+            except httpx2.TransportError:  # a body that is refused unread ends its connection
+                counts["closed"] += 1
 
     kinds = [rng.choices(KINDS, WEIGHTS)[0] for _ in range(count)]
     await asyncio.gather(*(one(kind, random.Random(rng.random())) for kind in kinds))
