@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -27,20 +28,22 @@ class Served:
 
     def __init__(self, folder: Path, *options: str):
         command = [sys.executable, "-m", "keras_mtp", "serve", str(folder), "--port", "0", *options]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115; no pipe: a full one would stop the server
+        self.process = subprocess.Popen(command, stderr=self.said)
         self.url = self._address()
         self.client = httpx2.AsyncClient(
             base_url=self.url, timeout=ANSWERS, limits=httpx2.Limits(max_connections=None)
         )
 
     def _address(self) -> str:
-        assert self.process.stderr is not None
-        said = ""
-        for line in self.process.stderr:
-            said += line
-            if found := re.search(r"at (http://\S+)", line):
+        end, text = time.monotonic() + STARTS, ""
+        while self.process.poll() is None and time.monotonic() < end:
+            self.said.seek(0)
+            text = self.said.read()
+            if found := re.search(r"at (http://\S+)", text):
                 return found[1]
-        sys.exit(f"Error: the server did not start.\n{said}")
+            time.sleep(0.2)
+        sys.exit(f"Error: the server did not start.\n{text}")
 
     async def ready(self) -> None:
         """Waits until it answers."""
