@@ -28,7 +28,8 @@ class Served:
 
     def __init__(self, folder: Path, *options: str):
         command = [sys.executable, "-m", "keras_mtp", "serve", str(folder), "--port", "0", *options]
-        self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115; no pipe: a full one would stop the server
+        # No pipe: a full one would stop the server.
+        self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(command, stderr=self.said)
         self.url = self._address()
         self.client = httpx2.AsyncClient(
