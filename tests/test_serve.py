@@ -278,6 +278,7 @@ BAD = [
     (PREDICT, {"instances": []}, 400, "not empty"),
     (PREDICT, {"instances": [[5], [5, 6]]}, 400, "must be whole numbers of shape"),
     (PREDICT, {"instances": [["a"]]}, 400, "must be whole numbers"),
+    (PREDICT, {"instances": "\ud800"}, 400, "must be whole numbers"),
     (PREDICT, {"instances": [[2**40]]}, 400, "must be whole numbers"),
     (PREDICT, {"instances": [[5, 310]]}, 400, "must be 0 to 309"),
     (PREDICT, {"instances": [[]]}, 400, "1 to 253 columns"),
