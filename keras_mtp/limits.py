@@ -42,6 +42,8 @@ class Refused(Exception):
         code: str | None = None,
         retry_after: int | None = None,
     ):
+        # What came may hold half of a surrogate pair, which JSON can say and UTF-8 cannot.
+        message = message.encode("utf-8", "backslashreplace").decode()
         super().__init__(message)
         self.message, self.status, self.param, self.code = message, status, param, code
         self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}

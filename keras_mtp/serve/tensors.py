@@ -43,7 +43,7 @@ def tensor(name: str, value: Any, spec: Any) -> np.ndarray:
     right = array.dtype.kind == "i" and array.ndim == len(spec.shape)
     if not right or (array.size and not bounds.min <= array.min() <= array.max() <= bounds.max):
         shape = ", ".join("any" if size is None else str(size) for size in spec.shape)
-        raise Refused(f"`{name}` must be whole numbers of shape ({shape}). Received: {value!r:.80}.")
+        raise Refused(f"`{name}` must be whole numbers of shape ({shape}). Received: {value!s:.80}.")
     return array.astype(spec.dtype.as_numpy_dtype)
 
 
