@@ -173,7 +173,7 @@ async def hostile(served: Served, expected: dict[str, str], count: int, seed: in
 
 async def drain(served: Served) -> Found:
     """Told to end while it answers as many as it can at a time."""
-    expected = [await whole(served, prompt) for prompt in PROMPTS[:BATCH]]
+    expected = [(await served.complete(prompt, LONG))[1] for prompt in PROMPTS[:BATCH]]
     begun = asyncio.Barrier(BATCH + 1)
 
     async def client(prompt: str) -> str:
@@ -194,10 +194,6 @@ async def drain(served: Served) -> Found:
     code = await asyncio.to_thread(served.end)
     lost = sum(a != b for a, b in zip(texts, expected, strict=True))
     return {"streams": BATCH, "lost": lost, "exit_code": code, "holds": not lost and code in ENDED}
-
-
-async def whole(served: Served, prompt: str) -> str:
-    return (await served.complete(prompt, LONG))[1]
 
 
 async def speculative(folder: Path) -> Found:
