@@ -8,6 +8,7 @@ INT4_BLOCK = 32  # inputs of a matrix in int4 that share a scale and a zero poin
 AHEAD = 512  # new tokens for which a cache has room from the start, where so many are allowed
 # A batch of answers is computed over a multiple of so many rows: no score depends on the batch size.
 ROWS = 32
+ADMITTED = 8  # rows whose answers have ended that are given the next prompts, which are read together
 
 
 def answered_rows(batch_size: int) -> int:

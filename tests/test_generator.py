@@ -3,7 +3,9 @@ import functools
 import numpy as np
 import pytest
 
+from keras_mtp.at_once import ADMITTED
 from keras_mtp.generation.generator import Generator
+from keras_mtp.generation.sampling import Sampling
 from keras_mtp.layers.transformer_head import TransformerHead
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
 from tests import tiny
@@ -52,11 +54,38 @@ def test_the_prefix_counts_once_a_cache_is_used():
     assert after == [_greedy_uncached(model, prompt, {49}, 8) for prompt in PROMPTS]
 
 
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.5, seed=3)], ids=["greedy", "drawn"])
+def test_any_number_of_prompts_is_answered_as_all_of_them_together(sampling):
+    model, rng = _model(), np.random.default_rng(0)
+    prompts = [rng.integers(1, 40, size).tolist() for size in rng.integers(1, 80, 21)]
+    wish = {"stop_ids": {60}, "max_new_tokens": 12, "sampling": sampling}
+    free = Generator(model, **wish)(prompts)
+    wish["stop_ids"] = {answer[place] for place, answer in enumerate(free[:9], start=2)}
+    expected = Generator(model, **wish)(prompts)
+    assert len({len(answer) for answer in expected}) > 3, "the answers should end at different lengths"
+    generator = Generator(model, **wish, rows=2 * ADMITTED)
+    assert generator.answer_all(prompts) == expected
+    assert generator.answer_all(prompts[:1]) == expected[:1]
+    assert generator.answer_all([]) == []
+
+
+def test_rows_that_are_given_new_prompts_get_room_for_them(monkeypatch):
+    """Newcomers have as many slots as all others, though the cache has grown."""
+    model = _model()
+    monkeypatch.setattr("keras_mtp.generation.batch.AHEAD", 4)
+    prompts = [[n] for n in range(1, 13)]
+    wish = {"stop_ids": {60}, "max_new_tokens": 150}
+    expected = Generator(model, **wish)(prompts)
+    assert Generator(model, **wish, rows=ADMITTED).answer_all(prompts) == expected
+
+
 def test_no_new_token_and_one():
     model = _model()
     assert Generator(model, stop_ids={60}, max_new_tokens=0)(PROMPTS) == [[], [], [], []]
     expected = [_greedy_uncached(model, prompt, (), 1) for prompt in PROMPTS]
     assert Generator(model, stop_ids={60}, max_new_tokens=1)(PROMPTS) == expected
+    assert Generator(model, stop_ids={60}, max_new_tokens=1, rows=8).answer_all(PROMPTS) == expected
+    assert Generator(model, stop_ids={60}, max_new_tokens=0, rows=8).answer_all(PROMPTS) == [[], [], [], []]
     assert Generator(model, stop_ids={60}, max_new_tokens=1, speculate=True)(PROMPTS) == expected
 
 

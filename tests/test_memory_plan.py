@@ -8,6 +8,7 @@ import keras_hub
 import pytest
 
 from keras_mtp import memory_plan
+from keras_mtp.at_once import ADMITTED
 from keras_mtp.backend import BACKENDS
 from keras_mtp.flops import Positions, Sizes
 from keras_mtp.layers.linear_head import LinearHead
@@ -136,7 +137,10 @@ def test_phases_are_those_that_the_run_has():
     assert list(changed(warmup=False, cache_rows=32, cache_slots=128)) == [
         *("loading", "evaluation", "generation", "training", "saving"),
     ]
-    assert changed(cache_rows=32, cache_slots=128)["generation"]["cache"] == 4 * 2 * 5 * 32 * 32 * 128
+    assert (
+        changed(cache_rows=32, cache_slots=128)["generation"]["cache"]
+        == 4 * 2 * 5 * 32 * (32 + ADMITTED) * 128
+    )
 
 
 def test_a_batch_twice_as_large_has_twice_the_activations():

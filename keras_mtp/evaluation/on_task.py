@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import keras
@@ -58,8 +57,7 @@ class TaskEvaluation:
 
     Args:
         model: the model to judge, as it stands when called.
-        batch_size: prompts decoded together. They are filled up to a multiple of `at_once.ROWS`, so that an answer depends
-            neither on this number nor on its neighbours. max_new_tokens: longest answer.
+        batch_size: prompts answered at a time, rounded up to a multiple of `at_once.ROWS`. max_new_tokens: longest answer.
         passed_over: how many items are not among the examples because their prompts are too long.
     """
 
@@ -75,7 +73,7 @@ class TaskEvaluation:
         passed_over: int = 0,
     ):
         self.passed_over = passed_over
-        self.task, self.tokenizer, self.examples, self.batch_size = task, tokenizer, examples, batch_size
+        self.task, self.tokenizer, self.examples = task, tokenizer, examples
         self.generator = Generator(
             model,
             stop_ids=tokenizer.eos_ids,
@@ -92,18 +90,12 @@ class TaskEvaluation:
         """Rows, and slots per row, of the largest key-value cache that the answers can need; (0, 0) where there are none."""
         if not self.examples or not self.generator.max_new_tokens:
             return 0, 0
-        return self.generator.cache_shape(sorted(self.prompts, key=len)[-self.batch_size :])
+        return self.generator.cache_shape(self.prompts)
 
     def __call__(self, journal: Journal | None = None) -> TaskScore:
         """Asks all items; answers that are in the journal are not made again."""
-        journal = journal or Journal()
-        prompts = self.prompts
-        width = max((len(prompt) for prompt in prompts), default=0)
-        completions: list[str] = []
-        for start in range(0, len(prompts), self.batch_size):
-            batch = prompts[start : start + self.batch_size]
-            tokens = journal.piece(batch, partial(self.generator, batch, pad_to=width))
-            completions += [self.tokenizer.decode(ids) for ids in tokens]
+        answers = self.generator.answer_all(self.prompts, journal)
+        completions = [self.tokenizer.decode(ids) for ids in answers]
         said = list(zip(self.examples, completions, strict=True))
         further = [self.task.further_scores(*item) for item in said] or [{}]
         return TaskScore(

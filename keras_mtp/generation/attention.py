@@ -6,11 +6,14 @@ row depends neither on how long its neighbours are nor on how much room the cach
 B rows of the batch, R new tokens per row, S slots, H key-value heads, G query heads per key-value head, E head size.
 """
 
+import keras
 from keras import ops
 
 from keras_mtp.at_once import CHUNK
 from keras_mtp.generation.fixed_shape import BLOCK
 from keras_mtp.layers.block import fold_groups, unfold_groups
+
+NOT_SEEN = -1e9
 
 
 def attend_filled(query, keys, values, positions, scale: float):
@@ -24,36 +27,54 @@ def attend_filled(query, keys, values, positions, scale: float):
     Returns:
         (B, R, H*G, E).
     """
-    batch_size, new, heads = ops.shape(query)[0], query.shape[1], keys.shape[1]
-    groups, head_dim = query.shape[2] // heads, query.shape[3]
+    new, heads = query.shape[1], keys.shape[1]
+    groups = query.shape[2] // heads
     query = fold_groups(query * scale, heads)
     # The last slot that each row of `query` may look at.
     last = ops.tile(positions, (1, groups))[:, None, :, None]
     if new > 1:  # fixed_shape.py says why
         query, last = _padded(query, 2), _padded(last, 2)
-    rows = query.shape[2]
-    size = (batch_size, heads, rows)
+    sums = _eagerly if keras.config.backend() == "torch" else _in_a_loop
+    total, attended = sums(query, keys, values, last, ops.max(positions) // CHUNK + 1)
+    return unfold_groups(ops.cast(attended / total, query.dtype)[:, :, : groups * new], groups)
+
+
+def _in_a_loop(query, keys, values, last, filled):
+    """(sums of the weights (B, H, rows, 1), weighted sums of values (B, H, rows, E)) over so many chunks."""
+    batch_size, heads, rows, head_dim = *ops.shape(query)[:2], *query.shape[2:]
 
     def chunk(i, largest, total, attended):
         start = [0, 0, i * CHUNK, 0]
         key = ops.slice(keys, start, (batch_size, heads, CHUNK, head_dim))
         value = ops.slice(values, start, (batch_size, heads, CHUNK, head_dim))
         scores = ops.cast(ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))), "float32")
-        scores = ops.where(i * CHUNK + ops.arange(CHUNK, dtype="int32") <= last, scores, -1e9)
+        scores = ops.where(i * CHUNK + ops.arange(CHUNK, dtype="int32") <= last, scores, NOT_SEEN)
         new_largest = ops.maximum(largest, ops.max(scores, axis=-1, keepdims=True))
         weights, before = ops.exp(scores - new_largest), ops.exp(largest - new_largest)
         total = total * before + ops.sum(weights, axis=-1, keepdims=True)
         here = ops.cast(ops.matmul(ops.cast(weights, value.dtype), value), "float32")
         return new_largest, total, attended * before + here
 
+    size = (batch_size, heads, rows)
     nothing = (
-        ops.full((*size, 1), -1e9, "float32"),
+        ops.full((*size, 1), NOT_SEEN, "float32"),
         ops.zeros((*size, 1), "float32"),
         ops.zeros((*size, head_dim), "float32"),
     )
-    filled = ops.max(positions) // CHUNK + 1
-    _, total, attended = ops.fori_loop(0, filled, lambda i, sums: chunk(i, *sums), nothing)
-    return unfold_groups(ops.cast(attended / total, query.dtype)[:, :, : groups * new], groups)
+    return ops.fori_loop(0, filled, lambda i, sums: chunk(i, *sums), nothing)[1:]
+
+
+def _eagerly(query, keys, values, last, filled):
+    """The same where the number of chunks is known and every operation costs: all chunks in each of them."""
+    batch_size, heads, rows, head_dim = query.shape
+    slots = int(filled) * CHUNK
+    scores = ops.matmul(query, ops.transpose(keys[:, :, :slots], (0, 1, 3, 2)))
+    scores = ops.where(ops.arange(slots, dtype="int32") <= last, ops.cast(scores, "float32"), NOT_SEEN)
+    weights = ops.exp(scores - ops.max(scores, axis=-1, keepdims=True))
+    weights = ops.transpose(ops.reshape(weights, (batch_size, heads, rows, -1, CHUNK)), (0, 1, 3, 2, 4))
+    value = ops.reshape(values[:, :, :slots], (batch_size, heads, -1, CHUNK, head_dim))
+    attended = ops.sum(ops.cast(ops.matmul(ops.cast(weights, value.dtype), value), "float32"), axis=2)
+    return ops.sum(ops.sum(weights, axis=-1, keepdims=True), axis=2), attended
 
 
 def _padded(x, axis: int):

@@ -22,9 +22,10 @@ class Batch:
     """Prompts and the answers to them, as far as they have come.
 
     Args:
-        decoding: how to decode. rows: B, to which the batch is filled up with copies that are not answered.
+        decoding: how to decode. rows: B, to which the batch is filled up with rows that have ended.
         prompts: token ids, none empty. pad_to: int. Leave room for prompts of this length.
         max_new_tokens: int, at least 1. stop_ids: int array (N,). sampling: whose numbers to use.
+        numbers: of the prompts, among all that are sampled for; 0, 1, ... by default.
     """
 
     def __init__(
@@ -37,10 +38,14 @@ class Batch:
         max_new_tokens: int,
         stop_ids: np.ndarray,
         sampling: Sampling,
+        numbers: Sequence[int] = (),
     ):
         self.decoding, self.stop_ids, self.sampling = decoding, stop_ids, sampling
         self.count = len(prompts)
-        prompts = [list(prompt) for prompt in prompts] + [list(prompts[0])] * (rows - len(prompts))
+        self.numbers = np.arange(rows)
+        self.numbers[: len(numbers)] = numbers
+        filler = list(prompts[0]) if prompts else [0]
+        prompts = [list(prompt) for prompt in prompts] + [filler] * (rows - len(prompts))
         self.lengths = np.array([len(prompt) for prompt in prompts], "int32")
         self.prefix_length = decoding.forward.prefix_length
         longest = max(pad_to, *self.lengths.tolist(), 1)
@@ -71,10 +76,30 @@ class Batch:
         self.rows, self.cache = decoding.first(state, self.stop_ids, self.uniforms, self.rows, cache)
         self.prompt_seconds = self._elapsed()
 
+    def admit(self, newcomers: "Batch", places: Sequence[int]) -> None:
+        """Gives rows that have ended to another batch, which has been read: a place for each of its rows."""
+        if more := self.cache.slots - newcomers.cache.slots:
+            newcomers._lengthen(more)
+        for ours, theirs in (
+            (self.lengths, newcomers.lengths),
+            (self.numbers, newcomers.numbers),
+            (self.uniforms, newcomers.uniforms),
+        ):
+            ours[places] = theirs
+        self.count = len(self.lengths)
+        self.rows, self.cache = self.decoding.admit(
+            np.array(places, "int32"), newcomers.rows, newcomers.cache, self.rows, self.cache
+        )
+
     @property
     def running(self) -> bool:
         """Whether an answer has not ended."""
-        return bool((_numpy(self.rows.room) > 0).any())
+        return len(self.ended) < len(self.lengths)
+
+    @property
+    def ended(self) -> list[int]:
+        """The rows whose answers have ended."""
+        return np.flatnonzero(_numpy(self.rows.room) <= 0).tolist()
 
     def run(self, passes: int | None = None) -> None:
         """Up to `passes` passes; without a number until all answers have ended, or the cache is full."""
@@ -127,18 +152,21 @@ class Batch:
         needed = int(_numpy(self.rows.at).max()) + self.decoding.reach
         if needed <= slots:
             return
-        more = slots_for(needed) - slots
+        self._lengthen(slots_for(needed) - slots)
+
+    def _lengthen(self, more: int) -> None:
+        """Gives the cache so many more slots."""
         self.cache = self.cache.padded(more)
         ids = ops.pad(self.rows.ids, [(0, 0), (0, more), (0, 0)])
         self.rows = self.rows._replace(ids=ids)
-        self.uniforms = self._uniforms(slots + more)
+        self.uniforms = self._uniforms(self.cache.slots)
 
     def _uniforms(self, slots: int) -> np.ndarray:
         """(B, S): every new token's number in its slot."""
         uniforms = np.zeros((len(self.lengths), slots), "float32")
         for row, length in enumerate(self.lengths[: self.count] if self.sampling.temperature else ()):
             first = self.prefix_length + length
-            uniforms[row, first:] = self.sampling.uniforms(row, slots - first)
+            uniforms[row, first:] = self.sampling.uniforms(int(self.numbers[row]), slots - first)
         return uniforms
 
 

@@ -78,6 +78,7 @@ class Decoding:
         self.first = program(self._first, 4)
         self.passes = program(self._passes, 4)
         self.read_prefix = program(self.forward.read_prefix, 0)
+        self.admit = program(_admit, 4)
 
     def _prefill(self, ids, done, lengths, state, cache: Cache):
         """Reads `PREFILL` tokens of every prompt, from the `done`-th on.
@@ -147,3 +148,13 @@ class Decoding:
     def _drafted(self, weights: Weights, rows: Rows, cache: Cache):
         ids, cache = drafted(self.forward, weights, rows.ids, rows.at, cache)
         return rows._replace(ids=ids), cache
+
+
+def _admit(places, newcomers: Rows, read: Cache, rows: Rows, cache: Cache):
+    """Some rows and what is kept of them replaced by those of another batch; `places`: int tensor, no place twice."""
+    ids, at, room = (
+        backend.put_rows(old, places, new) for old, new in zip(rows[:3], newcomers[:3], strict=True)
+    )
+    histogram = rows.histogram + newcomers.histogram
+    cache = keras.tree.map_structure(lambda old, new: backend.put_rows(old, places, new), cache, read)
+    return Rows(ids=ids, at=at, room=room, histogram=histogram), cache

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import keras
 import numpy as np
@@ -11,10 +12,13 @@ from keras_mtp.generation.batch import Batch, OnTokens
 from keras_mtp.generation.decoding import Decoding
 from keras_mtp.generation.fixed_shape import fixed_shape
 from keras_mtp.generation.merged_kernels import MergedKernels
+from keras_mtp.generation.refilling import refilled
 from keras_mtp.generation.sampling import GREEDY, Sampling
 from keras_mtp.generation.statistics import Statistics, pays
+from keras_mtp.journal import Journal
 
 STRETCH = 16  # passes between two looks at what drafts gave
+PIECE = 8  # prompts per row that are answered before they are written down
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,12 +139,38 @@ class Generator:
             batch.run(passes if on_tokens or speculating else None)
         return Answers(tokens=batch.tokens(), statistics=batch.statistics(speculated=speculating))
 
+    def answer_all(self, prompts: Sequence[Sequence[int]], journal: Journal | None = None) -> list[list[int]]:
+        """Continues any number of prompts, `rows` at a time, plainly; see `refilling.py`.
+
+        Args:
+            prompts: token ids of every prompt, none empty. journal: answers that are in it are not made again.
+
+        Returns:
+            The new tokens of every prompt, without the stop token.
+        """
+        if not self.max_new_tokens or not prompts:
+            return [[] for _ in prompts]
+        journal = journal or Journal()
+        new_batch = partial(
+            Batch,
+            self._decoding(False, 1),
+            pad_to=max(map(len, prompts)),
+            max_new_tokens=self.max_new_tokens,
+            stop_ids=self.stop_ids,
+            sampling=self.sampling,
+        )
+        answers: list[list[int]] = []
+        for first in range(0, len(prompts), size := PIECE * self.rows):
+            asked = list(prompts[first : first + size])
+            answers += journal.piece(asked, partial(refilled, new_batch, asked, rows=self.rows, first=first))
+        return answers
+
     def cache_shape(self, prompts: Sequence[Sequence[int]]) -> tuple[int, int]:
-        """Rows, and slots per row, of the largest key-value cache that plain answers to a batch of prompts can need."""
+        """Rows, and slots per row, of the largest key-value cache that `answer_all` can need."""
         longest = max(map(len, prompts))
         reach = self._decoding(False, 1).reach
         slots = cache_slots(self.model.prefix_length, longest, self.max_new_tokens, reach)
-        return max(len(prompts), self.rows), slots
+        return self.rows, slots
 
     def _decoding(self, heads: bool, width: int) -> Decoding:
         key = heads, width

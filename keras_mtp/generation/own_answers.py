@@ -6,12 +6,13 @@ learn another distribution than the one they are judged by (Cai et al. 2024, Med
 
 import dataclasses
 from collections.abc import Sequence
-from functools import partial
 
 import keras
 import numpy as np
 
+from keras_mtp.at_once import answered_rows
 from keras_mtp.data.encoding import Encoded
+from keras_mtp.generation.generator import Generator
 from keras_mtp.journal import Journal
 
 
@@ -32,31 +33,30 @@ def own_answers(
         examples: encoded, each with a prompt before its last answer.
         count: answer at most so many examples, drawn by `seed`: all that a training will look at, and no more.
         max_tokens: longest example; an answer that would pass it is cut, and has no end token then.
-        batch_size: prompts answered together.
+        batch_size: prompts answered at a time, rounded up to a multiple of `at_once.ROWS`.
         journal: answers that are in it are not made again.
 
     Returns:
         The answered examples in their old order, each with the model's answer in place of its last one. Only that answer is
         to be learnt; earlier turns of the assistant are as the data have them.
     """
-    journal = journal or Journal()
     drawn = np.random.default_rng([seed, *b"own answers"]).permutation(len(examples))[:count]
     prompts = {int(i): examples[i].prompt_ids for i in np.sort(drawn)}
-    # As long as any may become, so that one loop is compiled; one token more, to tell what ended from what is to be cut.
+    # As long as any may become; one token more, to tell what ended from what is to be cut.
     longest = max_tokens + 1 - min(map(len, prompts.values()))
+    generator = Generator(
+        model, stop_ids=model.tokenizer.eos_ids, max_new_tokens=longest, rows=answered_rows(batch_size)
+    )
     end = _end_token(model, examples)
-    answered: dict[int, Encoded] = {}
-    order = sorted(prompts, key=lambda i: len(prompts[i]))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        asked = [prompts[i] for i in chosen]
-        say = partial(model.generate, asked, max_new_tokens=longest, stop_ids=model.tokenizer.eos_ids)
-        said = journal.piece(asked, say)
-        for i, answer in zip(chosen, said, strict=True):
-            ids = np.array([*prompts[i], *answer, end][:max_tokens], "int32")
-            is_answer = np.arange(len(ids)) >= len(prompts[i])
-            answered[i] = dataclasses.replace(examples[i], ids=ids, is_answer=is_answer)
-    return [answered[i] for i in prompts]
+    answered = []
+    for (i, prompt), said in zip(
+        prompts.items(), generator.answer_all(list(prompts.values()), journal), strict=True
+    ):
+        ids = np.array([*prompt, *said, end][:max_tokens], "int32")
+        answered.append(
+            dataclasses.replace(examples[i], ids=ids, is_answer=np.arange(len(ids)) >= len(prompt))
+        )
+    return answered
 
 
 def _end_token(model: keras.Model, examples: Sequence[Encoded]) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from keras_mtp.at_once import CHUNK, PREFILL
+from keras_mtp.at_once import ADMITTED, CHUNK, PREFILL
 from keras_mtp.flops import Positions
 from keras_mtp.memory_plan.workload import FLOAT32, Workload
 from keras_mtp.tuning import PROJECTIONS
@@ -53,8 +53,8 @@ def _compiled(w: Workload, phase: str) -> float:
 
 
 def _answering(w: Workload) -> dict[str, float]:
-    """The cache, and what a pass over some tokens of every prompt takes."""
-    read = Positions(rows=w.cache_rows, own=PREFILL, kept=CHUNK - PREFILL)
+    """The cache, and what a pass over some tokens of a few prompts takes."""
+    read = Positions(rows=ADMITTED, own=PREFILL, kept=CHUNK - PREFILL)
     return _passing(w, read) | {
         "cache": _cache(w),
         "logits": FLOAT32 * w.cache_rows * w.sizes.vocabulary_size,
@@ -133,6 +133,7 @@ def _around_blocks(w: Workload) -> int:
 
 
 def _cache(w: Workload) -> float:
-    """Keys and values of every block; heads take part in no scoring."""
+    """Keys and values of every block, and of the prompts that are read meanwhile; heads take part in no scoring."""
     per_slot = 2 * w.sizes.num_layers * w.sizes.key_value_dim
-    return w.compute_bytes * per_slot * w.cache_rows * w.cache_slots
+    rows = w.cache_rows + ADMITTED * bool(w.cache_rows)
+    return w.compute_bytes * per_slot * rows * w.cache_slots
