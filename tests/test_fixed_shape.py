@@ -1,12 +1,14 @@
 """What exact mode rests on, bit for bit: a token's state depends neither on its place in a pass nor on its neighbours."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
 from keras_mtp import backend
-from keras_mtp.generation.attention import CHUNK
+from keras_mtp.generation.attention import CHUNK, attend_filled
 from keras_mtp.generation.cached_forward import CachedForward
 from keras_mtp.generation.fixed_shape import fixed_shape
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
@@ -32,6 +34,21 @@ def test_rows_of_a_product(rows):
             moved[0] = rng.normal(size=size)
             found = ops.convert_to_numpy(product(moved, weight))
             np.testing.assert_array_equal(found[shift:], expected[: rows - shift])
+
+
+@pytest.mark.parametrize("new", [1, 4])
+def test_attention_does_not_depend_on_how_far_the_other_rows_are(new):
+    rng, slots = np.random.default_rng(0), 20 * CHUNK
+    keys, values = (rng.normal(size=(2, 3, slots, 64)).astype("float32") for _ in range(2))
+    query = rng.normal(size=(2, new, 9, 64)).astype("float32")
+    attend = backend.compiled(functools.partial(attend_filled, scale=0.125), [], xla=True)
+    for first in (100, 300, 9 * CHUNK + 5):
+        found = {}
+        for second in (3, 200, 15 * CHUNK, 19 * CHUNK + 60):
+            positions = np.array([[first], [second]], "int32") + np.arange(new, dtype="int32")
+            found[second] = ops.convert_to_numpy(attend(query, keys, values, positions))[0]
+        for row in found.values():
+            np.testing.assert_array_equal(row, found[3])
 
 
 @pytest.mark.parametrize(("batch_size", "tokens"), [(1, 4), (2, 2), (2, 4), (8, 3)])

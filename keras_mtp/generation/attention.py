@@ -73,8 +73,9 @@ def _eagerly(query, keys, values, last, filled):
     weights = ops.exp(scores - ops.max(scores, axis=-1, keepdims=True))
     weights = ops.transpose(ops.reshape(weights, (batch_size, heads, rows, -1, CHUNK)), (0, 1, 3, 2, 4))
     value = ops.reshape(values[:, :, :slots], (batch_size, heads, -1, CHUNK, head_dim))
-    attended = ops.sum(ops.cast(ops.matmul(ops.cast(weights, value.dtype), value), "float32"), axis=2)
-    return ops.sum(ops.sum(weights, axis=-1, keepdims=True), axis=2), attended
+    attended = ops.cast(ops.matmul(ops.cast(weights, value.dtype), value), "float32")
+    # One after another: torch's sum groups its terms by their number.
+    return [ops.cumsum(x, axis=2)[:, :, -1] for x in (ops.sum(weights, axis=-1, keepdims=True), attended)]
 
 
 def _padded(x, axis: int):
