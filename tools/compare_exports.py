@@ -3,9 +3,9 @@
     .venv/bin/python tools/compare_exports.py RUN [RUN ...] --data FOLDER
     .venv/bin/python tools/compare_exports.py RUN --quick --json exports.json
 
-For every prompt, the logits of `head_1` at every token, as absolute differences. What transformers reads is computed in double
-precision and compared with double precision (float64_llama.py), so that a difference is not rounding; other programs compute in
-float32 and are compared with the model in this process, on torch:
+For every prompt, the logits of `head_1` at every token, as absolute differences from the same weights in double precision
+(float64_llama.py), so that no rounding of ours is in them. What transformers reads is computed in double precision too; of the other
+programs, which compute in float32, a difference is their own rounding:
 
     saved_model     OpenVINO, with INFERENCE_PRECISION_HINT=f32    within 1e-3
     peft            PEFT on transformers' Llama                    within 1e-4
@@ -35,7 +35,6 @@ precision on these prompts, and PEFT in float32 9.4e-5, 8.5e-5 and 1.6e-4.
 
 import argparse
 import contextlib
-import functools
 import importlib.util
 import json
 import subprocess
@@ -55,7 +54,6 @@ from keras_mtp.export import formats
 from keras_mtp.recipe import Recipe, load_recipe
 
 ALLOWED = {"saved_model": 1e-3, "peft": 1e-4, "transformers": 1e-4, "onnx": 1e-4}
-PRECISIONS = {"saved_model": "float32", "peft": "float64", "transformers": "float64", "onnx": "float32"}
 ROUNDING = 4e-6  # of the largest logit: some thirty units in float32's last place, one for every block
 Logits = Callable[[np.ndarray], np.ndarray]  # token ids (1, T) -> (1, T, V)
 
@@ -123,6 +121,7 @@ def measured(runs: list[Path], wanted: list[str], exports: Path, data: str, prom
     from keras_mtp import runs as finished
     from keras_mtp.data.encoding import encode_prompt
     from keras_mtp.tasks import load_task
+    from tools.float64_llama import Float64Llama
 
     questions = [example.prompt for example in load_task("gsm8k", data).examples("test")[:prompts]]
     for run in runs:
@@ -130,7 +129,7 @@ def measured(runs: list[Path], wanted: list[str], exports: Path, data: str, prom
         folders = {form: exported(run, form, exports) for form in held_by(recipe, wanted)}
         model = finished.load(run)
         ids = [np.array([encode_prompt(question, model.tokenizer)], "int32") for question in questions]
-        references = {name: reference(model, name) for name in {PRECISIONS[form] for form in folders}}
+        exact = Float64Llama(model)
         apart, largest = dict.fromkeys(folders, 0.0), 0.0
         with contextlib.ExitStack() as stack:
             readers = {
@@ -138,10 +137,10 @@ def measured(runs: list[Path], wanted: list[str], exports: Path, data: str, prom
                 for form, folder in folders.items()
             }
             for prompt in ids:
-                expected = {name: logits(prompt) for name, logits in references.items()}
-                largest = max(largest, *(float(np.abs(logits).max()) for logits in expected.values()))
+                expected = exact.logits(prompt)[0]
+                largest = max(largest, float(np.abs(expected).max()))
                 for form, (_, read) in readers.items():
-                    difference = read(prompt) - expected[PRECISIONS[form]]
+                    difference = read(prompt) - expected
                     apart[form] = max(apart[form], float(np.abs(difference).max()))
         for form, (name, _) in readers.items():
             yield Row(
@@ -153,18 +152,6 @@ def measured(runs: list[Path], wanted: list[str], exports: Path, data: str, prom
                 apart=apart[form],
                 largest=largest,
             )
-
-
-def reference(model, precision: str) -> Logits:
-    """The model in this process, or the same weights in double precision."""
-    if precision == "float32":
-        from keras_mtp.export.another_program import logits_of
-
-        return functools.partial(logits_of, model)
-    from tools.float64_llama import Float64Llama
-
-    exact = Float64Llama(model)
-    return lambda ids: exact.logits(ids)[0]
 
 
 def held_by(recipe: Recipe, wanted: list[str]) -> list[str]:
