@@ -165,6 +165,21 @@ def test_memory_between_what_is_still_used_goes_back_to_the_system():
     assert before - memory.resident_bytes() > 100_000_000 and len(pieces) == 1000
 
 
+@pytest.mark.any_backend
+@pytest.mark.parametrize("returned", [False, True])
+def test_a_large_block_goes_back_to_the_system_as_soon_as_it_is_freed_once_that_is_asked_for(returned):
+    if sys.platform != "linux":
+        pytest.skip("only glibc is asked to")
+    code = (
+        "import numpy as np; from keras_mtp import memory; from keras_mtp.backend import allocator\n"
+        f"allocator.keep_freed_memory(); {returned} and allocator.return_large_blocks()\n"
+        "block = np.ones(100_000_000, 'uint8'); before = memory.resident_bytes(); del block\n"
+        "print(before - memory.resident_bytes())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (int(done.stdout) > 90_000_000) == returned
+
+
 def test_results_may_take_the_memory_of_an_argument_that_nobody_looks_at_again():
     add = backend.compiled(lambda x, y: y + x, [], consumed=(1,))
     kept, given = ops.ones((4, 3)), ops.ones((4, 3))

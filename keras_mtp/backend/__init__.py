@@ -21,7 +21,7 @@ Importing it imports neither Keras nor a backend. The second half needs Keras, a
 function asks which backend runs and imports it then.
 """
 
-from keras_mtp.backend.allocator import return_freed_memory
+from keras_mtp.backend.allocator import return_freed_memory, return_large_blocks
 from keras_mtp.backend.autodiff import gradients
 from keras_mtp.backend.compilation import compiled, fused
 from keras_mtp.backend.devices import device_bytes, on_accelerator
@@ -68,6 +68,7 @@ __all__ = [
     "put_rows",
     "quiet_imports",
     "return_freed_memory",
+    "return_large_blocks",
     "saved_model_signatures",
     "scaled_once",
     "select",

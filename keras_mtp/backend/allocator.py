@@ -4,7 +4,8 @@ import contextlib
 import ctypes
 import sys
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8  # malloc.h
+_LARGE, _MANY = 2**24, 2**16  # bytes of a block, and how many of them
 
 
 def keep_freed_memory() -> None:
@@ -20,6 +21,20 @@ def keep_freed_memory() -> None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_ARENA_MAX, 1)
         mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+def return_large_blocks() -> None:
+    """From now on, lets glibc return blocks of 16 MB and more as soon as they are freed.
+
+    For a quantised trunk, whose matrices are made floating-point one at a time: they left holes that nothing else fitted. 8 steps of
+    torch on SmolLM2 in int8 took 2.6 GB, and take 2.5 in the same time; with blocks of 1 MB 1.9, but a third longer.
+    """
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_MAX, _MANY)
+        mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
 def return_freed_memory() -> None:

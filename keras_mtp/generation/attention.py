@@ -1,4 +1,4 @@
-"""Attention over as much of a cache as is filled, in chunks whose sums are taken one after another.
+"""Attention over as much of a cache as is filled, in chunks whose sums are added up one after another.
 
 A chunk that a row may not look at leaves that row's result as it is, to the last bit: its weights are exact zeros. So a
 row depends neither on how long its neighbours are nor on how much room the cache has, and a pass costs what is filled.
@@ -41,7 +41,7 @@ def attend_filled(query, keys, values, positions, scale: float):
 
 def _in_a_loop(query, keys, values, last, filled):
     """(sums of the weights (B, H, rows, 1), weighted sums of values (B, H, rows, E)) over so many chunks."""
-    batch_size, heads, rows, head_dim = *ops.shape(query)[:2], *query.shape[2:]
+    batch_size, heads, rows, head_dim = ops.shape(query)
 
     def chunk(i, largest, total, attended):
         start = [0, 0, i * CHUNK, 0]

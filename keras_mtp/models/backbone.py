@@ -9,6 +9,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from keras_mtp import backend
 from keras_mtp.data.tokenizer import Tokenizer
 from keras_mtp.errors import UserError
 from keras_mtp.models import filling, llama
@@ -114,6 +115,8 @@ def load_backbone(
 
     source = _open(find(name))
     tokenizer = source.tokenizer()
+    if quantize != "none":
+        backend.return_large_blocks()
     with filling.without_values():
         backbone = llama.build(source.sizes, filling.policy(dtype, "none" if rounded else quantize))
     source.fill(backbone, quantize if rounded else "none")
