@@ -16,7 +16,11 @@ class EvaluationRecipe(Table):
         100_000, "At most this many test items, where that is fewer; 0: none are answered.", minimum=0
     )
     every: int = field(20, "Training steps between two evaluations on the held-out examples.", minimum=1)
-    batch_size: int = field(16, "Examples per forward pass, and prompts answered together.", minimum=1)
+    batch_size: int = field(
+        16,
+        "Examples per forward pass, and, rounded up to a multiple of 32, prompts answered at a time.",
+        minimum=1,
+    )
     max_new_tokens: int = field(256, "Longest answer to a test item, in tokens.", minimum=1)
     max_prompt_tokens: int = field(
         0,
