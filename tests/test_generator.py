@@ -84,8 +84,8 @@ def test_no_new_token_and_one():
     assert Generator(model, stop_ids={60}, max_new_tokens=0)(PROMPTS) == [[], [], [], []]
     expected = [_greedy_uncached(model, prompt, (), 1) for prompt in PROMPTS]
     assert Generator(model, stop_ids={60}, max_new_tokens=1)(PROMPTS) == expected
-    assert Generator(model, stop_ids={60}, max_new_tokens=1, rows=8).answer_all(PROMPTS) == expected
-    assert Generator(model, stop_ids={60}, max_new_tokens=0, rows=8).answer_all(PROMPTS) == [[], [], [], []]
+    assert Generator(model, stop_ids={60}, max_new_tokens=1).answer_all(PROMPTS) == expected
+    assert Generator(model, stop_ids={60}, max_new_tokens=0).answer_all(PROMPTS) == [[], [], [], []]
     assert Generator(model, stop_ids={60}, max_new_tokens=1, speculate=True)(PROMPTS) == expected
 
 

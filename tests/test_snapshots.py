@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from keras_mtp import disk, pipeline
 from keras_mtp.errors import Diverged, Interrupted, UserError
-from keras_mtp.generation.generator import Generator
+from keras_mtp.generation import generator
 from tests import tiny_run
 from tools.crashes.faulty_disk import FaultyDisk, broken, full
 
@@ -140,24 +140,24 @@ def test_answers_are_not_made_again(inputs, whole, tmp_path, monkeypatch):
     """Neither those before training, which a snapshot keeps, nor those of a run that is cut off while it judges."""
     asked, left = [], [0]
 
-    def asking(generator, batch, pad_to=None, answer=Generator.__call__):
+    def asking(new_batch, prompts, answer=generator.refilled, **settings):
         left[0] -= 1
         if left[0] < 0:
             raise ConnectionError("cut off")
-        asked.append(batch)
-        return answer(generator, batch, pad_to)
+        asked.append(prompts)
+        return answer(new_batch, prompts, **settings)
 
     settings = CHANGES | {"evaluation__test_limit": 3, "evaluation__batch_size": 1}
     recipe = tiny_run.recipe(inputs, **settings)
     with monkeypatch.context() as patch:
-        patch.setattr(Generator, "__call__", asking)
-        for most in (2, 2, 1):
+        patch.setattr(generator, "refilled", asking)
+        for most in (0, 1, 0):
             left[0] = most
             with pytest.raises(ConnectionError):
                 pipeline.run(recipe, tmp_path / "run", progress=False)
         left[0] = 99
         pipeline.run(recipe, tmp_path / "run", progress=False)
-    assert len(asked) == 6 and asked[:3] == asked[3:]  # three before training, three after
+    assert len(asked) == 2 and asked[0] == asked[1]  # once before training, once after
     _require_same(tmp_path / "run", whole(**settings))
 
 

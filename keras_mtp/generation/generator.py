@@ -7,7 +7,7 @@ from functools import partial
 import keras
 import numpy as np
 
-from keras_mtp.at_once import cache_slots
+from keras_mtp.at_once import ADMITTED, cache_slots
 from keras_mtp.generation.batch import Batch, OnTokens
 from keras_mtp.generation.decoding import Decoding
 from keras_mtp.generation.fixed_shape import fixed_shape
@@ -140,7 +140,7 @@ class Generator:
         return Answers(tokens=batch.tokens(), statistics=batch.statistics(speculated=speculating))
 
     def answer_all(self, prompts: Sequence[Sequence[int]], journal: Journal | None = None) -> list[list[int]]:
-        """Continues any number of prompts, `rows` at a time, plainly; see `refilling.py`.
+        """Continues any number of prompts, `rows` and at least `ADMITTED` at a time, plainly; see `refilling.py`.
 
         Args:
             prompts: token ids of every prompt, none empty. journal: answers that are in it are not made again.
@@ -160,9 +160,10 @@ class Generator:
             sampling=self.sampling,
         )
         answers: list[list[int]] = []
-        for first in range(0, len(prompts), size := PIECE * self.rows):
+        rows = max(self.rows, ADMITTED)
+        for first in range(0, len(prompts), size := PIECE * rows):
             asked = list(prompts[first : first + size])
-            answers += journal.piece(asked, partial(refilled, new_batch, asked, rows=self.rows, first=first))
+            answers += journal.piece(asked, partial(refilled, new_batch, asked, rows=rows, first=first))
         return answers
 
     def cache_shape(self, prompts: Sequence[Sequence[int]]) -> tuple[int, int]:
