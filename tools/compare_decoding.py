@@ -11,6 +11,9 @@ are answered together. Greedily, up to `--new-tokens`, three ways:
     plain          a prompt and a token at a time. Its products have other shapes, so that their last bits differ; where its answer
                    parts from exact's, the two tokens must be less than 1e-3 apart, in logits of the model without a cache
 
+SmolLM2-135M with three sequential heads on jax in float32, `--new-tokens 16`: of 200 answers, 3,200 tokens, none was changed by drafts and
+none parted from plain decoding, for K of 2, 3 and 4 (1.61, 1.84 and 1.97 tokens a pass), by 1 and by 7.
+
 `--work DIR` keeps the answers, batch by batch; the same command goes on there. Exit code 1 where something differs
 that must not.
 """
