@@ -18,7 +18,7 @@ from keras_mtp.export.served_model import padded
 
 # By compute dtype, how far logits may be apart, as a part of the largest: the same arithmetic, compiled another way. In bfloat16 the
 # furthest of SmolLM2's 49,152 were 6e-2 apart, where a place's spread was 2.6e-2 off at the median.
-TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-1, "float16": 1e-2}
+TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-1, "float16": 5e-3}
 NEW_TOKENS = 24
 TEXTS = (
     "Two and two make",
