@@ -287,6 +287,32 @@ def test_step_log_follows_the_stage(tmp_path):
     assert step_log.model.stop_training
 
 
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="TensorFlow keeps what it has traced")
+def test_a_trained_model_leaves_no_graph(tmp_path):
+    """Nor does upstream's leak remain unseen: once TensorFlow forgets by itself, `backend.gradients_forgotten` can go."""
+    import gc
+
+    import tensorflow as tf
+    from tensorflow.python.framework.func_graph import FuncGraph
+    from tensorflow.python.framework.ops import gradient_registry
+
+    def graphs() -> int:
+        gc.collect()
+        return sum(isinstance(thing, FuncGraph) for thing in gc.get_objects())
+
+    def leaking(x):
+        gradient = keras.ops.custom_gradient(lambda x: (x * x, lambda upstream: upstream * 3 * x))
+        return keras.ops.sum(gradient(x))
+
+    _train(_model(), tmp_path, heads__count=0)
+    before, names = graphs(), set(gradient_registry._registry)
+    _train(_model(TransformerHead()), tmp_path)
+    assert graphs() <= before
+    tf.function(leaking)(keras.ops.ones(2))
+    left = gradient_registry._registry.keys() - names
+    assert [name.partition("-")[0] for name in left] == ["CustomGradient"]
+
+
 @pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="the limit is TensorFlow's")
 def test_upstream_still_fixes_shapes():
     """Once Keras takes batches of any length from a PyDataset, `backend.fit_input` can go."""

@@ -70,6 +70,7 @@ class HeldOutEvaluation:
         self._score = backend.compiled(self._score_batch, self.view.variables + self.unembedding.variables)
 
     @backend.sums_as_written()  # as `fit` is run: between its steps and after it, the same weights have the same loss
+    @backend.gradients_forgotten()
     def __call__(self) -> dict[str, HeadScore]:
         lengths = np.array([len(item.ids) for item in self.examples])
         widths = bucket_lengths(lengths, BUCKETS)
