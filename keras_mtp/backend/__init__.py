@@ -9,6 +9,7 @@
     process_exit        the end of one whose others may wait for it
 
     compilation         functions, compiled or fused
+    recording           functions that torch runs again without Keras
     autodiff            gradients of several scalars
     fit                 what `Model.fit` needs
     softmax_attention   attention
@@ -38,6 +39,7 @@ from keras_mtp.backend.in_place import exp_of_difference, from_numpy, scaled_onc
 from keras_mtp.backend.matrix_products import frozen_matmul, matmul
 from keras_mtp.backend.membership import join, launched, speaks
 from keras_mtp.backend.process_exit import end_at_once, ended
+from keras_mtp.backend.recording import recorded
 from keras_mtp.backend.rows import put_rows, write_rows
 from keras_mtp.backend.selection import BACKENDS, chosen, select
 from keras_mtp.backend.softmax_attention import attention
@@ -68,6 +70,7 @@ __all__ = [
     "on_accelerator",
     "put_rows",
     "quiet_imports",
+    "recorded",
     "return_freed_memory",
     "return_large_blocks",
     "saved_model_signatures",

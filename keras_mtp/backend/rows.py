@@ -15,14 +15,12 @@ def write_rows(buffer, new, start):
     name = keras.config.backend()
     if name == "tensorflow" and None in buffer.shape:
         return _tensorflow_write_rows(buffer, new, start)
-    # On an accelerator rows written one after another each wait for the last: 15.2 ms a pass of 8 rows on an H200 with
-    # JAX, 9.9 written at once.
-    if name != "tensorflow" and on_accelerator():
-        return (_jax_write_rows if name == "jax" else _torch_write_rows)(buffer, new, start)
     if name == "torch":
-        for row, first in enumerate(start.tolist()):
-            buffer[row].narrow(-2, first, new.shape[-2]).copy_(new[row])
-        return buffer
+        return _torch_write_rows(buffer, new, start)
+    # On an accelerator rows written one after another each wait for the last: 15.2 ms a pass of 8 rows on an H200,
+    # 9.9 written at once.
+    if name == "jax" and on_accelerator():
+        return _jax_write_rows(buffer, new, start)
 
     def write(row, buffer):
         place = [0] * len(buffer.shape)

@@ -34,8 +34,10 @@ def attend_filled(query, keys, values, positions, scale: float):
     last = ops.tile(positions, (1, groups))[:, None, :, None]
     if new > 1:  # fixed_shape.py says why
         query, last = _padded(query, 2), _padded(last, 2)
-    sums = _eagerly if keras.config.backend() == "torch" else _in_a_loop
-    total, attended = sums(query, keys, values, last, ops.max(positions) // CHUNK + 1)
+    if keras.config.backend() == "torch":
+        total, attended = _all_chunks(query, keys, values, last)
+    else:
+        total, attended = _in_a_loop(query, keys, values, last, ops.max(positions) // CHUNK + 1)
     return unfold_groups(ops.cast(attended / total, query.dtype)[:, :, : groups * new], groups)
 
 
@@ -64,15 +66,15 @@ def _in_a_loop(query, keys, values, last, filled):
     return ops.fori_loop(0, filled, lambda i, sums: chunk(i, *sums), nothing)[1:]
 
 
-def _eagerly(query, keys, values, last, filled):
-    """The same where the number of chunks is known and every operation costs: all chunks in each of them."""
+def _all_chunks(query, keys, values, last):
+    """The same where every operation costs, and `Cache.filled` has left nothing out: all chunks in each of them."""
     batch_size, heads, rows, head_dim = query.shape
-    slots = int(filled) * CHUNK
-    scores = ops.matmul(query, ops.transpose(keys[:, :, :slots], (0, 1, 3, 2)))
+    slots = keys.shape[2]
+    scores = ops.matmul(query, ops.transpose(keys, (0, 1, 3, 2)))
     scores = ops.where(ops.arange(slots, dtype="int32") <= last, ops.cast(scores, "float32"), NOT_SEEN)
     weights = ops.exp(scores - ops.max(scores, axis=-1, keepdims=True))
     weights = ops.transpose(ops.reshape(weights, (batch_size, heads, rows, -1, CHUNK)), (0, 1, 3, 2, 4))
-    value = ops.reshape(values[:, :, :slots], (batch_size, heads, -1, CHUNK, head_dim))
+    value = ops.reshape(values, (batch_size, heads, -1, CHUNK, head_dim))
     attended = ops.cast(ops.matmul(ops.cast(weights, value.dtype), value), "float32")
     # One after another: torch's sum groups its terms by their number.
     return [ops.cumsum(x, axis=2)[:, :, -1] for x in (ops.sum(weights, axis=-1, keepdims=True), attended)]

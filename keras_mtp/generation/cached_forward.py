@@ -20,6 +20,7 @@ import numpy as np
 from keras import ops
 
 from keras_mtp import backend
+from keras_mtp.at_once import CHUNK
 from keras_mtp.generation.attention import attend_filled
 from keras_mtp.generation.merged_kernels import MergedKernels
 from keras_mtp.layers.block import BlockWeights, Rotation, head_dim, run_block
@@ -45,6 +46,21 @@ class Cache(NamedTuple):
     def slots(self) -> int:
         """S; a tensor where a graph leaves it free."""
         return ops.shape(self.trunk[0][0])[2]
+
+    def filled(self, end) -> "Cache":
+        """What a pass needs that looks at no slot from `end` (int tensor ()) on.
+
+        JAX and TensorFlow compile for one size, and their attention ends where the slots end that are filled. On torch it is
+        a view of so many whole chunks: what is written into them is written into the cache.
+        """
+        if keras.config.backend() != "torch":
+            return self
+        slots = -(-int(end) // CHUNK) * CHUNK
+        return keras.tree.map_structure(lambda x: x[..., :slots, :], self)
+
+    def after(self, filled: "Cache") -> "Cache":
+        """The cache, given its `filled` part as a pass has left it."""
+        return self if keras.config.backend() == "torch" else filled
 
     def padded(self, more: int) -> "Cache":
         """With so many more slots."""

@@ -74,6 +74,7 @@ class Decoding:
                 return function
             return backend.compiled(function, self.forward.variables, xla=True, consumed=(cache,))
 
+        self.one_pass = backend.recorded(self._pass)
         self.prefill = program(self._prefill, 4)
         self.first = program(self._first, 4)
         self.passes = program(self._passes, 4)
@@ -92,19 +93,25 @@ class Decoding:
         """
         weights = self.forward.weights()
         start = ops.zeros_like(lengths) + self.forward.prefix_length + done
-        states, cache = self.forward.step(weights, at_slots(ids, start, PREFILL)[:, :, 0], start, cache)
+        filled = cache.filled(ops.max(start) + PREFILL)
+        states, filled = self.forward.step(weights, at_slots(ids, start, PREFILL)[:, :, 0], start, filled)
         for k in self.forward.far:
-            _, cache = self.forward.head(k, weights, ids, start, PREFILL, cache)
+            _, filled = self.forward.head(k, weights, ids, start, PREFILL, filled)
         last = lengths - 1 - done
         here = ops.logical_and(last >= 0, last < PREFILL)[:, None, None]
-        return ops.where(here, at_slots(states, ops.clip(last, 0, PREFILL - 1), 1), state), cache
+        return ops.where(here, at_slots(states, ops.clip(last, 0, PREFILL - 1), 1), state), cache.after(
+            filled
+        )
 
     def _first(self, state, stop_ids, uniforms, rows: Rows, cache: Cache):
         """The first token of every answer, from the state at the prompt's last one."""
         said = self.choose(self.forward.logits(state), at_slots(uniforms, rows.at + 1, 1))
+        filled = cache.filled(ops.max(rows.at) + self.reach)
         advanced = self._advanced(rows, said, ops.zeros_like(rows.at), stop_ids)
         rows = advanced._replace(histogram=rows.histogram)  # it cost no pass
-        return self._drafted(self.forward.weights(), rows, cache) if self.forward.heads else (rows, cache)
+        if self.forward.heads:
+            rows, filled = self._drafted(self.forward.weights(), rows, filled)
+        return rows, cache.after(filled)
 
     def _passes(self, budget, stop_ids, uniforms, rows: Rows, cache: Cache):
         """Up to `budget` passes; fewer if all rows have ended, or if one has come near the end of the cache."""
@@ -115,7 +122,9 @@ class Decoding:
             return ops.logical_and(i < budget, active)
 
         def body(i, rows, cache):
-            return i + 1, *self._pass(weights, stop_ids, uniforms, rows, cache)
+            filled = cache.filled(ops.max(rows.at) + self.reach)
+            rows, filled = self.one_pass(weights, stop_ids, uniforms, rows, filled)
+            return i + 1, rows, cache.after(filled)
 
         done = ops.convert_to_tensor(0, "int32")
         _, rows, cache = ops.while_loop(running, body, (done, rows, cache))

@@ -111,5 +111,5 @@ def _lowest_of_nucleus(logits, weights, top_p):
         enough = ops.sum(ops.where(logits >= middle, weights, 0.0), axis=-1, keepdims=True) >= needed
         return ops.where(enough, middle, low), ops.where(enough, high, middle)
 
-    low = ops.full_like(needed, LOWEST)
+    low = ops.zeros_like(needed) + LOWEST  # `full_like` asks a tensor for its value on torch
     return ops.fori_loop(0, HALVINGS, lambda i, bounds: halve(i, *bounds), (low, ops.ones_like(low)))[0]
