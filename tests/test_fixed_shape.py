@@ -21,12 +21,29 @@ def test_shapes():
     assert fixed_shape(32, 1) == (32, 1)
 
 
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    """Of torch's products, which are asked for in as many parts."""
+    if keras.config.backend() != "torch":
+        yield request.param if request.param == 1 else pytest.skip("torch's")
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("transpose_b", [False, True])
 @pytest.mark.parametrize("rows", [4, 8, 16, 24, 32, 40, 64])
-def test_rows_of_a_product(rows):
+def test_rows_of_a_product(rows, transpose_b, threads):
     rng = np.random.default_rng(0)
     for size, columns in ((576, 192), (576, 1536), (1536, 576), (576, 4099), (64, 64)):
         x, weight = rng.normal(size=(rows, size)).astype("float32"), rng.normal(size=(size, columns))
-        product = backend.compiled(ops.matmul, [], xla=True)
+        weight = weight.T if transpose_b else weight
+        product = functools.partial(backend.matmul, transpose_b=transpose_b)
+        product = backend.compiled(product, [], xla=True)
         weight = ops.convert_to_tensor(weight.astype("float32"))
         expected = ops.convert_to_numpy(product(x, weight))
         for shift in range(1, min(rows, 9)):
@@ -34,6 +51,16 @@ def test_rows_of_a_product(rows):
             moved[0] = rng.normal(size=size)
             found = ops.convert_to_numpy(product(moved, weight))
             np.testing.assert_array_equal(found[shift:], expected[: rows - shift])
+
+
+@pytest.mark.parametrize("transpose_b", [False, True])
+@pytest.mark.parametrize("shape", [(1, 576), (3, 576), (64, 576), (65, 576), (2, 4, 576), (1, 575)])
+def test_a_product_is_the_product(shape, transpose_b, threads):
+    rng = np.random.default_rng(0)
+    x, weight = rng.normal(size=shape), rng.normal(size=(shape[-1], 4098))
+    given = ops.convert_to_tensor((weight.T if transpose_b else weight).astype("float32"))
+    found = backend.matmul(ops.convert_to_tensor(x.astype("float32")), given, transpose_b=transpose_b)
+    np.testing.assert_allclose(ops.convert_to_numpy(found), x @ weight, atol=1e-3)
 
 
 @pytest.mark.parametrize("new", [1, 4])

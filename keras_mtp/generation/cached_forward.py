@@ -201,7 +201,14 @@ class CachedForward:
     def logits(self, states):
         """(..., D) -> (..., V)."""
         embedding = self.backbone.token_embedding
-        return unembedded(embedding, states) if is_quantised(embedding) else embedding(states, reverse=True)
+        if is_quantised(embedding):
+            return unembedded(embedding, states)
+        kernel, rows = (
+            unembedding_kernel(embedding, states.dtype),
+            ops.reshape(states, (-1, states.shape[-1])),
+        )
+        logits = backend.matmul(rows, kernel, transpose_b=embedding.tie_weights)
+        return ops.reshape(logits, (*ops.shape(states)[:-1], -1))
 
     def likeliest(self, weights: Weights, states):
         """The likeliest token of the draft vocabulary: (B, R, D) -> int32 (B, R)."""

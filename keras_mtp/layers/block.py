@@ -189,7 +189,7 @@ def _product(x, weight):
     if isinstance(weight, Quantised):
         return weight.product(x)
     if not isinstance(weight, LowRank):
-        return ops.matmul(x, weight)
+        return backend.matmul(x, weight)
     kernel, a, b = weight
     shape = tuple(ops.shape(x)[:2])
     groups = a.shape[1] // b.shape[0]
