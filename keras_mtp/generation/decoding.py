@@ -99,9 +99,8 @@ class Decoding:
             _, filled = self.forward.head(k, weights, ids, start, PREFILL, filled)
         last = lengths - 1 - done
         here = ops.logical_and(last >= 0, last < PREFILL)[:, None, None]
-        return ops.where(here, at_slots(states, ops.clip(last, 0, PREFILL - 1), 1), state), cache.after(
-            filled
-        )
+        state = ops.where(here, at_slots(states, ops.clip(last, 0, PREFILL - 1), 1), state)
+        return state, cache.after(filled)
 
     def _first(self, state, stop_ids, uniforms, rows: Rows, cache: Cache):
         """The first token of every answer, from the state at the prompt's last one."""
