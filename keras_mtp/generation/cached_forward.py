@@ -203,12 +203,10 @@ class CachedForward:
         embedding = self.backbone.token_embedding
         if is_quantised(embedding):
             return unembedded(embedding, states)
-        kernel, rows = (
-            unembedding_kernel(embedding, states.dtype),
-            ops.reshape(states, (-1, states.shape[-1])),
-        )
+        kernel = unembedding_kernel(embedding, states.dtype)
+        rows = ops.reshape(states, (-1, states.shape[-1]))
         logits = backend.matmul(rows, kernel, transpose_b=embedding.tie_weights)
-        return ops.reshape(logits, (*ops.shape(states)[:-1], -1))
+        return ops.reshape(logits, (*ops.shape(states)[:-1], embedding.input_dim))
 
     def likeliest(self, weights: Weights, states):
         """The likeliest token of the draft vocabulary: (B, R, D) -> int32 (B, R)."""
