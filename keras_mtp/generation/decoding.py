@@ -132,12 +132,8 @@ class Decoding:
     def _pass(self, weights: Weights, stop_ids, uniforms, rows: Rows, cache: Cache):
         token_ids = at_slots(rows.ids, rows.at, self.width)[:, :, 0]
         states, cache = self.forward.step(weights, token_ids, rows.at, cache)
-        width, size = states.shape[1:]
-        logits = self.forward.logits(ops.reshape(states, (-1, size)))
         # All R are chosen, then cut, for the same reason for which R are computed.
-        said = self.choose(
-            ops.reshape(logits, (-1, width, logits.shape[-1])), at_slots(uniforms, rows.at + 1, width)
-        )
+        said = self.choose(self.forward.logits(states), at_slots(uniforms, rows.at + 1, self.width))
         said, drafts = said[:, : self.said_per_pass], token_ids[:, 1 : self.said_per_pass]
         rows = self._advanced(rows, said, agreeing(drafts, said), stop_ids)
         return self._drafted(weights, rows, cache) if self.forward.heads else (rows, cache)
