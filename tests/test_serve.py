@@ -23,7 +23,7 @@ from keras_mtp.data.encoding import encode_prompt
 from keras_mtp.export import check
 from keras_mtp.export.served_model import ABOUT, About
 from keras_mtp.generation.draws import uniforms
-from keras_mtp.serve import make_engine
+from keras_mtp.serve import IDLE_CONNECTION, make_engine
 from keras_mtp.serve.app import make_app
 from tests.tiny_server import QUESTION, Server, export_tiny, get, until
 
@@ -364,6 +364,12 @@ def test_who_goes_away_makes_room(server, stream):
         until(lambda: server.metric("keras_mtp_running") == 1)
     until(lambda: server.metric("keras_mtp_left_total") == left + 1)
     assert server.metric("keras_mtp_running") == 0
+
+
+def test_an_idle_connection_is_for_the_client_to_close(client):
+    """Were both to close it after as long, a request sent in that moment would be lost: CI has seen it."""
+    patience = client._client._transport._pool._keepalive_expiry
+    assert 0 < patience < IDLE_CONNECTION
 
 
 def test_the_page_needs_nothing_from_elsewhere(server):

@@ -11,8 +11,7 @@ import uvicorn
 from keras_mtp import LinearHead, MTPCausalLM
 from keras_mtp.export import saved_model
 from keras_mtp.models.backbone import base_info
-from keras_mtp.serve import make_engine
-from keras_mtp.serve.app import make_app
+from keras_mtp.serve import make_config, make_engine
 from tests.tiny_gguf import WORDS, write_tiny_gguf
 
 QUESTION = "how many apples are left in each box?"
@@ -39,9 +38,7 @@ class Server:
 
     def __init__(self, folder: Path, *, speculate: bool = True):
         self.engine = make_engine(folder, max_body_bytes=20_000, max_new_tokens=200, speculate=speculate)
-        self._server = uvicorn.Server(
-            uvicorn.Config(make_app("tuned", self.engine), port=0, log_level="warning")
-        )
+        self._server = uvicorn.Server(make_config("tuned", self.engine, port=0))
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()
         until(lambda: self._server.started and self._server.servers)

@@ -23,6 +23,10 @@ from keras_mtp.serve.app import make_app
 from keras_mtp.serve.engine import Engine
 from keras_mtp.serve.metrics import Metrics
 
+# Seconds. Longer than clients keep an idle connection (httpx, and so OpenAI's: 5, which is uvicorn's own choice too: a
+# request sent while the server closes its end is lost) and than proxies do (nginx: 60).
+IDLE_CONNECTION = 75
+
 
 def make_engine(
     folder: Path, *, max_length: int | None = None, speculate: bool = True, **limits: Any
@@ -59,18 +63,23 @@ def run(folder: Path, *, host: str, port: int, name: str | None = None, **option
         raise UserError(
             f"`--name` must hold neither / nor :, since it stands in addresses. Received: {name}."
         )
-    _Server(
-        uvicorn.Config(
-            make_app(name, engine),
-            host=host,
-            port=port,
-            access_log=False,
-            log_level="warning",
-            timeout_graceful_shutdown=engine.limits.drain_seconds,
-        ),
-        name,
-        engine,
-    ).run()
+    _Server(make_config(name, engine, host=host, port=port), name, engine).run()
+
+
+def make_config(name: str, engine: Engine, **address: Any) -> uvicorn.Config:
+    """How uvicorn serves.
+
+    Args:
+        name: what clients call the model. engine: what answers. address: host and port.
+    """
+    return uvicorn.Config(
+        make_app(name, engine),
+        access_log=False,
+        log_level="warning",
+        timeout_keep_alive=IDLE_CONNECTION,
+        timeout_graceful_shutdown=engine.limits.drain_seconds,
+        **address,
+    )
 
 
 class _Server(uvicorn.Server):
