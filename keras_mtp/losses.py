@@ -91,9 +91,16 @@ class LinearCrossEntropy(keras.losses.Loss):
         return _weighted_nats(hidden, parts, make, targets, weights, tied, trained, self.chunk_rows)
 
 
-def unembedding_kernel(layer: keras.layers.Layer, dtype: str):
-    """The unembedding of a `ReversibleEmbedding` in `dtype`: (V, D) when tied to the embedding, (D, V) when not."""
+def unembedding_kernel(layer: keras.layers.Layer, dtype: str, *, after: Any = None):
+    """The unembedding of a `ReversibleEmbedding` in `dtype`: (V, D) when tied to the embedding, (D, V) when not.
+
+    Args:
+        after: a tensor that must be known before the kernel of a quantised layer is made, so that it is not kept for longer
+            than it is needed.
+    """
     parts, make = _unembedding(layer, dtype)
+    if after is not None and is_quantised(layer):
+        parts = tuple(backend.not_before(after, parts))
     return make(*parts)
 
 

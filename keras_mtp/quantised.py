@@ -149,16 +149,6 @@ def embedded(layer, token_ids):
     return ops.reshape(found, (*ops.shape(token_ids), layer.output_dim))
 
 
-def unembedded(layer, states):
-    """The logits that a quantised `ReversibleEmbedding` makes of states, (..., D) -> (..., V)."""
-    rows, dtype = ops.reshape(states, (-1, states.shape[-1])), keras.backend.standardize_dtype(states.dtype)
-    stored, tied = Quantised.of_unembedding(layer), layer.tie_weights
-    parts = backend.not_before(rows, stored.parts)
-    kernel = dequantised(*parts, layout=stored.layout, dtype=dtype)
-    logits = backend.matmul(rows, kernel, transpose_b=tied)
-    return ops.reshape(logits, (*ops.shape(states)[:-1], layer.input_dim))
-
-
 def table_rows(layer, token_ids: np.ndarray) -> np.ndarray:
     """Some rows of a `ReversibleEmbedding`'s table as it stores them, float32 (N, D)."""
     if is_quantised(layer):

@@ -289,7 +289,7 @@ def test_step_log_follows_the_stage(tmp_path):
 
 @pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="TensorFlow keeps what it has traced")
 def test_a_trained_model_leaves_no_graph(tmp_path):
-    """Nor does upstream's leak remain unseen: once TensorFlow forgets by itself, `backend.gradients_forgotten` can go."""
+    """Nor does upstream's leak remain unseen: once TensorFlow forgets by itself, `_gradients_forgotten` of backend/fit.py can go."""
     import gc
 
     import tensorflow as tf

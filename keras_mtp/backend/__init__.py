@@ -26,7 +26,7 @@ from keras_mtp.backend.allocator import return_freed_memory, return_large_blocks
 from keras_mtp.backend.autodiff import gradients
 from keras_mtp.backend.compilation import compiled, fused
 from keras_mtp.backend.devices import device_bytes, on_accelerator
-from keras_mtp.backend.fit import build_for_fit, fit_input, gradients_forgotten, sums_as_written
+from keras_mtp.backend.fit import build_for_fit, fit_input, traced_for_fit
 from keras_mtp.backend.imports import (
     first_imports,
     quiet_imports,
@@ -61,7 +61,6 @@ __all__ = [
     "frozen_matmul",
     "fused",
     "gradients",
-    "gradients_forgotten",
     "in_slabs",
     "join",
     "launched",
@@ -78,8 +77,8 @@ __all__ = [
     "select",
     "share_tensorflow",
     "speaks",
-    "sums_as_written",
     "tensorflow",
     "torch",
+    "traced_for_fit",
     "write_rows",
 ]

@@ -5,7 +5,19 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def sums_as_written() -> Iterator[None]:
+def traced_for_fit() -> Iterator[None]:
+    """For `fit`, and for what must compute as it does: TensorFlow's graphs compute as written, and are freed with their model."""
+    import keras
+
+    if keras.config.backend() != "tensorflow":
+        yield
+        return
+    with _sums_as_written(), _gradients_forgotten():
+        yield
+
+
+@contextlib.contextmanager
+def _sums_as_written() -> Iterator[None]:
     """Keeps TensorFlow's graph optimizer from bringing sums into another order, which takes no time that could be measured.
 
     What it makes of the trunk's gradients depends on all that a graph computes, for instance on heads that train nothing of
@@ -13,11 +25,6 @@ def sums_as_written() -> Iterator[None]:
     the same digits.
     test_training.py::test_detached_heads_are_a_true_control pins it.
     """
-    import keras
-
-    if keras.config.backend() != "tensorflow":
-        yield
-        return
     from tensorflow.config import optimizer
 
     before = optimizer.get_experimental_options().get("arithmetic_optimization", True)
@@ -29,18 +36,13 @@ def sums_as_written() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def gradients_forgotten() -> Iterator[None]:
+def _gradients_forgotten() -> Iterator[None]:
     """Lets what is traced within be freed with the model that it was traced for.
 
     TensorFlow 2.21 registers the gradient of each `custom_gradient` under a name of its own and never forgets it, nor the whole
     graph that it was traced in: a toy's step kept 250 MB. Once the step has been traced nobody asks for it again.
     test_training.py::test_a_trained_model_leaves_no_graph pins it.
     """
-    import keras
-
-    if keras.config.backend() != "tensorflow":
-        yield
-        return
     from tensorflow.python.framework.ops import gradient_registry
 
     registered = gradient_registry._registry

@@ -69,8 +69,7 @@ class HeldOutEvaluation:
         self.target = target
         self._score = backend.compiled(self._score_batch, self.view.variables + self.unembedding.variables)
 
-    @backend.sums_as_written()  # as `fit` is run: between its steps and after it, the same weights have the same loss
-    @backend.gradients_forgotten()
+    @backend.traced_for_fit()  # between the steps of `fit` and after it, the same weights have the same loss
     def __call__(self) -> dict[str, HeadScore]:
         lengths = np.array([len(item.ids) for item in self.examples])
         widths = bucket_lengths(lengths, BUCKETS)

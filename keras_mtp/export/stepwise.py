@@ -17,7 +17,7 @@ import keras
 
 from keras_mtp import backend
 from keras_mtp.export.in_graph import NO_TOKEN, InGraph, checked, len_of
-from keras_mtp.generation.cached_forward import at_slots
+from keras_mtp.generation.cache import at_slots
 from keras_mtp.generation.decoding import Rows
 from keras_mtp.generation.fixed_shape import fixed_multiple
 

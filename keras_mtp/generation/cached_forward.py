@@ -1,10 +1,6 @@
-"""The trunk over a few tokens at a time, and the heads behind it, with the keys and values of earlier ones kept.
+"""The trunk over a few tokens at a time, and the heads behind it, with the keys and values of earlier ones kept (cache.py).
 
-    slot of the cache = position of the token in its row      [ prefix | prompt | answer ]
-
-Every row writes at its own place, so rows of different lengths advance each at its own pace, and going back to an
-earlier position is all that forgetting a token takes: what lies behind a row's position is never looked at before it is
-written again. Pinned by test_cached_forward.py: cached equals uncached.
+Pinned by test_cached_forward.py: cached equals uncached.
 
 The trunk does not wait for the heads: it keeps the states that they read, and they follow when the tokens that they
 need (`SequentialHead`) have been said.
@@ -20,53 +16,12 @@ import numpy as np
 from keras import ops
 
 from keras_mtp import backend
-from keras_mtp.at_once import CHUNK
 from keras_mtp.generation.attention import attend_filled
+from keras_mtp.generation.cache import Cache, Entry, at_slots, positions_from
 from keras_mtp.generation.merged_kernels import MergedKernels
 from keras_mtp.layers.block import BlockWeights, Rotation, head_dim, run_block
 from keras_mtp.losses import unembedding_kernel
-from keras_mtp.quantised import embedded, is_quantised, unembedded
-
-Entry = list  # keys and values of one block, each (B, H, S, E)
-
-
-class Cache(NamedTuple):
-    """What is kept of the tokens that have been read.
-
-    Args:
-        trunk: an `Entry` per block. heads: a list of `Entry` per head. reads: by its name, a trunk state that some head
-            reads, (B, S, D).
-    """
-
-    trunk: list[Entry]
-    heads: list[list[Entry]]
-    reads: dict[str, Any]
-
-    @property
-    def slots(self) -> int:
-        """S; a tensor where a graph leaves it free."""
-        return ops.shape(self.trunk[0][0])[2]
-
-    def filled(self, end) -> "Cache":
-        """What a pass needs that looks at no slot from `end` (int tensor ()) on.
-
-        JAX and TensorFlow compile for one size, and their attention ends where the slots end that are filled. On torch it is
-        a view of so many whole chunks: what is written into them is written into the cache.
-        """
-        if keras.config.backend() != "torch":
-            return self
-        slots = -(-int(end) // CHUNK) * CHUNK
-        return keras.tree.map_structure(lambda x: x[..., :slots, :], self)
-
-    def after(self, filled: "Cache") -> "Cache":
-        """The cache, given its `filled` part as a pass has left it."""
-        return self if keras.config.backend() == "torch" else filled
-
-    def padded(self, more: int) -> "Cache":
-        """With so many more slots."""
-        return keras.tree.map_structure(
-            lambda x: ops.pad(x, [*[(0, 0)] * (len(x.shape) - 2), (0, more), (0, 0)]), self
-        )
+from keras_mtp.quantised import embedded
 
 
 class Weights(NamedTuple):
@@ -104,7 +59,7 @@ class CachedForward:
         self.draft_ids = np.array(model.draft_vocabulary if heads else (), "int32")
 
     def empty_cache(self, batch_size: int, slots: int) -> Cache:
-        """Zeros in the compute dtype. `slots` is a multiple of `attention.CHUNK`."""
+        """Zeros in the compute dtype. `slots` is a multiple of `CHUNK`."""
         state = (batch_size, slots, self.backbone.hidden_dim)
         return Cache(
             trunk=[_empty(block, batch_size, slots) for block in self.backbone.transformer_layers],
@@ -186,7 +141,7 @@ class CachedForward:
             `(states, cache)`: the head's normed states (B, R, D).
         """
         head, place = self.heads[k - 2], k - 2
-        positions = _positions(start, width)
+        positions = positions_from(start, width)
         tokens = []
         if head.reads_tokens:
             places = at_slots(ids, start + k - 1, width)[:, :, 0]
@@ -201,10 +156,8 @@ class CachedForward:
     def logits(self, states):
         """(..., D) -> (..., V)."""
         embedding = self.backbone.token_embedding
-        if is_quantised(embedding):
-            return unembedded(embedding, states)
-        kernel = unembedding_kernel(embedding, states.dtype)
         rows = ops.reshape(states, (-1, states.shape[-1]))
+        kernel = unembedding_kernel(embedding, states.dtype, after=rows)
         logits = backend.matmul(rows, kernel, transpose_b=embedding.tie_weights)
         return ops.reshape(logits, (*ops.shape(states)[:-1], embedding.input_dim))
 
@@ -223,7 +176,7 @@ class CachedForward:
         return ops.take(kernel, self.draft_ids, axis=0 if embedding.tie_weights else 1)
 
     def _trunk(self, weights: Weights, x, start, cache: Cache):
-        positions = _positions(start, x.shape[1])
+        positions = positions_from(start, x.shape[1])
         run = _Run(weights.trunk, cache.trunk, positions, self._rotation(positions))
         *blocks, last_block = self.backbone.transformer_layers
         for block in blocks:
@@ -259,20 +212,9 @@ class _Run:
         return run_block(self.weights[place], x, self.rotation, attend)
 
 
-def at_slots(buffer, start, width: int):
-    """(B, S) -> (B, R), or (B, S, E) -> (B, R, E): of every row the R = `width` slots from `start` (B,) on."""
-    places = _positions(start, width)
-    return ops.take_along_axis(buffer, places if len(buffer.shape) == 2 else places[:, :, None], axis=1)
-
-
 def _largest(logits):
     """The place of the largest on the last axis; one that exists, even among NaN."""
     return ops.clip(ops.cast(ops.argmax(logits, axis=-1), "int32"), 0, logits.shape[-1] - 1)
-
-
-def _positions(start, width: int):
-    """(B,) -> (B, R): `width` places from `start` on."""
-    return start[:, None] + ops.arange(width, dtype="int32")[None]
 
 
 def _empty(block, batch_size: int, slots: int) -> Entry:

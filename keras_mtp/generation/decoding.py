@@ -17,7 +17,8 @@ from keras import ops
 from keras_mtp import backend
 from keras_mtp.at_once import PREFILL
 from keras_mtp.generation.acceptance import agreeing, yielded
-from keras_mtp.generation.cached_forward import Cache, CachedForward, Weights, at_slots
+from keras_mtp.generation.cache import Cache, at_slots
+from keras_mtp.generation.cached_forward import CachedForward, Weights
 from keras_mtp.generation.drafting import drafted
 from keras_mtp.generation.merged_kernels import MergedKernels
 

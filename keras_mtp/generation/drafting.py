@@ -10,7 +10,8 @@ so nothing here has to be exact.
 from keras import ops
 
 from keras_mtp import backend
-from keras_mtp.generation.cached_forward import Cache, CachedForward, Weights, at_slots
+from keras_mtp.generation.cache import Cache, at_slots
+from keras_mtp.generation.cached_forward import CachedForward, Weights
 
 
 def drafted(forward: CachedForward, weights: Weights, ids, at, cache: Cache):

@@ -160,10 +160,10 @@ class Generator:
             sampling=self.sampling,
         )
         answers: list[list[int]] = []
-        rows = max(self.rows, ADMITTED)
-        for first in range(0, len(prompts), size := PIECE * rows):
+        for first in range(0, len(prompts), size := PIECE * self._rows_at_once):
             asked = list(prompts[first : first + size])
-            answers += journal.piece(asked, partial(refilled, new_batch, asked, rows=rows, first=first))
+            answer = partial(refilled, new_batch, asked, rows=self._rows_at_once, first=first)
+            answers += journal.piece(asked, answer)
         return answers
 
     def cache_shape(self, prompts: Sequence[Sequence[int]]) -> tuple[int, int]:
@@ -171,7 +171,12 @@ class Generator:
         longest = max(map(len, prompts))
         reach = self._decoding(False, 1).reach
         slots = cache_slots(self.model.prefix_length, longest, self.max_new_tokens, reach)
-        return self.rows, slots
+        return self._rows_at_once, slots
+
+    @property
+    def _rows_at_once(self) -> int:
+        """Rows of the batch in which `answer_all` answers."""
+        return max(self.rows, ADMITTED)
 
     def _decoding(self, heads: bool, width: int) -> Decoding:
         key = heads, width

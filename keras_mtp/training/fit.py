@@ -32,7 +32,7 @@ def fit_stage(
     group = distribution.active()
     group.prepare(stage.view)
     backend.return_freed_memory()
-    with backend.sums_as_written(), backend.gradients_forgotten():
+    with backend.traced_for_fit():
         for first, steps, epochs in _stretches(taken.done, stage):
             stage.view.fit(
                 group.fit_input(backend.fit_input(batches.after(first))),
