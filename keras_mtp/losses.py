@@ -8,7 +8,6 @@ reached. N = B*T rows, D hidden size, V vocabulary.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import keras
@@ -16,7 +15,8 @@ from keras import ops
 
 from keras_mtp import backend, distribution
 from keras_mtp.at_once import CHUNK_ROWS, CHUNK_ROWS_ON_ACCELERATOR
-from keras_mtp.quantised import Quantised, dequantised, is_quantised
+from keras_mtp.quantised import is_quantised
+from keras_mtp.unembedding import made_after, unembedding_kernel, unembedding_parts
 
 
 class LinearCrossEntropy(keras.losses.Loss):
@@ -85,32 +85,10 @@ class LinearCrossEntropy(keras.losses.Loss):
 
     def _sum(self, y_true, y_pred, sample_weight):
         hidden, targets, weights = _as_rows(y_true, y_pred, sample_weight)
-        parts, make = _unembedding(self.unembedding, hidden.dtype)
+        parts, make = unembedding_parts(self.unembedding, hidden.dtype)
         tied = self.unembedding.tie_weights
         trained = self.trained and not is_quantised(self.unembedding)
         return _weighted_nats(hidden, parts, make, targets, weights, tied, trained, self.chunk_rows)
-
-
-def unembedding_kernel(layer: keras.layers.Layer, dtype: str, *, after: Any = None):
-    """The unembedding of a `ReversibleEmbedding` in `dtype`: (V, D) when tied to the embedding, (D, V) when not.
-
-    Args:
-        after: a tensor that must be known before the kernel of a quantised layer is made, so that it is not kept for longer
-            than it is needed.
-    """
-    parts, make = _unembedding(layer, dtype)
-    if after is not None and is_quantised(layer):
-        parts = tuple(backend.not_before(after, parts))
-    return make(*parts)
-
-
-def _unembedding(layer: keras.layers.Layer, dtype: str) -> tuple[tuple, Callable]:
-    """`(parts, make)`: what is stored of the unembedding, and what makes the matrix of it."""
-    if is_quantised(layer):
-        stored = Quantised.of_unembedding(layer)
-        return stored.parts, partial(dequantised, layout=stored.layout, dtype=dtype)
-    kernel = ops.cast(layer.embeddings if layer.tie_weights else layer.reverse_embeddings, dtype)
-    return (kernel,), lambda kernel: kernel
 
 
 def score_rows(y_true, y_pred, sample_weight, unembedding, chunk_rows: int | None = None):
@@ -235,7 +213,7 @@ def _weighted_nats(
     # Both tensors that gradients are for are arguments: on TensorFlow one captured by closure gets none, silently.
     @ops.custom_gradient
     def forward(hidden, *parts):
-        kernel = make(*parts) if len(parts) == 1 else make(*backend.not_before(hidden, parts))
+        kernel = made_after(hidden, parts, make)
         kernel_shape, kernel_dtype = kernel.shape, kernel.dtype
         rows = _Rows(hidden, targets, weights, size)
 

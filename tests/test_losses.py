@@ -9,8 +9,9 @@ from keras import ops
 
 from keras_mtp.data.batches import Batches
 from keras_mtp.layers.transformer_head import TransformerHead
-from keras_mtp.losses import LinearCrossEntropy, score_rows, unembedding_kernel
+from keras_mtp.losses import LinearCrossEntropy, score_rows
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
+from keras_mtp.unembedding import unembedding_kernel
 from tests import tiny
 from tests.autodiff import value_and_gradients
 

@@ -9,10 +9,11 @@ from keras_mtp import backend
 from keras_mtp.backend import temporaries
 from keras_mtp.layers.sequential_head import SequentialHead
 from keras_mtp.layers.transformer_head import TransformerHead
-from keras_mtp.losses import LinearCrossEntropy, score_rows, unembedding_kernel
+from keras_mtp.losses import LinearCrossEntropy, score_rows
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
 from keras_mtp.quantised import Quantised, embedded
 from keras_mtp.rounding import BLOCK, MODES, quantise, restored
+from keras_mtp.unembedding import unembedding_kernel
 from tests import tiny
 from tests.autodiff import value_and_gradients
 from tests.quantised_twins import loaded, twins

@@ -20,8 +20,8 @@ from keras_mtp.generation.attention import attend_filled
 from keras_mtp.generation.cache import Cache, Entry, at_slots, positions_from
 from keras_mtp.generation.merged_kernels import MergedKernels
 from keras_mtp.layers.block import BlockWeights, Rotation, head_dim, run_block
-from keras_mtp.losses import unembedding_kernel
 from keras_mtp.quantised import embedded
+from keras_mtp.unembedding import unembedding_kernel
 
 
 class Weights(NamedTuple):
