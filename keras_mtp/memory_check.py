@@ -16,7 +16,7 @@ from keras_mtp.data.batches import Batches
 from keras_mtp.data.encoding import Encoded
 from keras_mtp.data.lengths import bucket_lengths, shared_tokens
 from keras_mtp.errors import UserError
-from keras_mtp.evaluation import BUCKETS, TaskEvaluation
+from keras_mtp.evaluation import BUCKETS, Judge
 from keras_mtp.flops import Positions, Sizes
 from keras_mtp.losses import default_chunk_rows
 from keras_mtp.memory_plan import Prediction, Workload
@@ -39,24 +39,23 @@ def before_training(
     base: BaseInfo,
     clock: memory.Clock,
     training: Sequence[Encoded],
-    held_out: Sequence[Encoded],
-    answered: TaskEvaluation,
+    judge: Judge,
 ) -> Prediction:
     """The memory that the run will take, which is there.
 
     Args:
-        clock: started before anything was loaded. training, held_out: the examples. answered: the task's items.
+        clock: started before anything was loaded. training: the examples. judge: who judges before and after.
 
     Raises:
         UserError: it does not fit, and `training.memory_check` is on.
     """
-    lengths = padded_lengths(recipe, training)
+    lengths, held_out = padded_lengths(recipe, training), judge.held_out.examples
     full = _workload(
         recipe,
         base,
         training=training_positions(recipe, training, max(lengths)),
         held_out=held_out_positions(recipe, held_out),
-        cache=answered.cache_shape(),
+        cache=judge.on_task.cache_shape(),
         lengths=len(lengths),
         judged_lengths=len({*_judged_lengths(held_out)}),
     )

@@ -14,14 +14,12 @@ from keras_mtp import backend, checkpoint, disk, distribution, memory, memory_ch
 from keras_mtp.data.batches import require_a_batch
 from keras_mtp.data.chat_template import read_template
 from keras_mtp.data.draft_vocabulary import most_frequent
-from keras_mtp.data.encoding import Encoded, encode_all
-from keras_mtp.data.splits import split_held_out
+from keras_mtp.data.encoding import Encoded
+from keras_mtp.data.splits import encoded_splits
 from keras_mtp.divergence import written_down
-from keras_mtp.evaluation import judges, write_answers, write_held_out
+from keras_mtp.evaluation import Judge
 from keras_mtp.generation.own_answers import own_answers
-from keras_mtp.journal import Journal
 from keras_mtp.metrics import MetricsLog, probe_columns
-from keras_mtp.models import tuned_weights
 from keras_mtp.models.backbone import base_info
 from keras_mtp.models.from_recipe import model_from_recipe
 from keras_mtp.models.licence import write_licence
@@ -29,7 +27,7 @@ from keras_mtp.models.mtp_causal_lm import MTPCausalLM
 from keras_mtp.progress import ProgressBar, console
 from keras_mtp.recipe import Recipe, to_toml, updated
 from keras_mtp.report import Report
-from keras_mtp.run_folder import ANSWERS, CHECKPOINT, HELD_OUT, METRICS, RECIPE
+from keras_mtp.run_folder import CHECKPOINT, METRICS, RECIPE
 from keras_mtp.snapshots import Snapshots
 from keras_mtp.starting_point import starting_point
 from keras_mtp.tasks import load_task
@@ -76,9 +74,8 @@ def _run(recipe: Recipe, shared: Path, folder: Path, screen: Console, callbacks:
     recipe = start.recorded_in(recipe)
     snapshots = Snapshots(shared, recipe, base, clock, screen.print)
     task = load_task(recipe.task, recipe.data.source)
-    screen.print(
-        f"{base.name} on {task.title}, {keras.config.backend()}, seed {recipe.training.seed}: {folder}"
-    )
+    about = f"{base.name} on {task.title}, {keras.config.backend()}, seed {recipe.training.seed}"
+    screen.print(f"{about}: {folder}")
     disk.write_text(folder / RECIPE, to_toml(recipe))
     write_licence(folder, base)
 
@@ -86,53 +83,36 @@ def _run(recipe: Recipe, shared: Path, folder: Path, screen: Console, callbacks:
     model, tokenizer = model_from_recipe(recipe)
     start.restore(model, base)
     backend.return_freed_memory()
-    data = recipe.data
-    encoded = encode_all(task.examples("train"), tokenizer, data.max_tokens, data.too_long, data.special_text)
-    training, held_out = split_held_out(encoded.examples, recipe.evaluation.limit)
-    require_a_batch(training, recipe.training.batch_size)
-    if recipe.data.answers == "model":
-        training = _own_answers(model, training, recipe, screen, snapshots.journal("own"))
-    if recipe.heads.purpose == "speed":
-        model.draft_vocabulary = most_frequent(training, recipe.heads.draft_vocabulary)
-    judge_held_out, judge_task = judges(model, tokenizer, task, held_out, recipe)
-    predicted = memory_check.before_training(recipe, base, clock, training, held_out, judge_task)
+    splits = encoded_splits(task.examples("train"), tokenizer, recipe)
+    examples = _to_learn(splits.training, model, recipe, screen, snapshots)
+    judge = Judge(model, tokenizer, task, splits.held_out, recipe)
+    predicted = memory_check.before_training(recipe, base, clock, examples, judge)
 
-    judged = f"{len(held_out)} held-out examples, {len(judge_task.examples)} test items"
-    screen.print(snapshots.going_on or f"before: {judged}")
-    before = snapshots.before = snapshots.before or (
-        judge_held_out(),
-        judge_task(snapshots.journal("before")),
-    )
+    screen.print(snapshots.going_on or f"before: {judge}")
+    before = snapshots.before = snapshots.before or judge(snapshots.journal("before"))
     probed = probe_columns(model.head_names) if recipe.training.probe_every else ()
     log = MetricsLog(folder / METRICS, model.head_names, probed, snapshots.record)
     bar = ProgressBar(log, recipe, screen)
+    callbacks = [bar, *callbacks]
     with written_down(folder), closing(log), closing(bar), snapshots:
-        trained = train(
-            model, training, recipe, log, judge_held_out, [bar, *callbacks], start.heads, snapshots
-        )
+        trained = train(model, examples, recipe, log, judge.held_out, callbacks, start.heads, snapshots)
     backend.return_freed_memory()
-    checkpoint.save(
-        folder / CHECKPOINT, model, trained.optimizer.variables, base=base, steps=trained.kept_step
-    )
-    screen.print(f"after (weights of step {trained.kept_step}): {judged}")
-    after = judge_held_out(), judge_task(snapshots.journal("after"))
+    kept, state = trained.kept_step, trained.optimizer.variables
+    checkpoint.save(folder / CHECKPOINT, model, state, base=base, steps=kept)
 
-    write_held_out(folder / HELD_OUT, held_out, before[0], after[0])
-    write_answers(folder / ANSWERS, judge_task.examples, before[1], after[1])
+    screen.print(f"after (weights of step {kept}): {judge}")
+    after = judge(snapshots.journal("after"))
+    judge.write(folder, before, after)
     result = report.from_run(
         recipe=recipe,
         backend=keras.config.backend(),
         base=base,
         start=start,
         task=task,
+        splits=splits,
         before=before,
         after=after,
-        held_out=held_out,
         trained=trained,
-        tuned_weights=tuned_weights.count(model),
-        skipped_examples=len(encoded.skipped),
-        truncated_examples=len(encoded.truncated),
-        marked_examples=len(encoded.marked),
         continued=snapshots.continued,
         rows=log.rows,
         clock=clock,
@@ -145,18 +125,23 @@ def _run(recipe: Recipe, shared: Path, folder: Path, screen: Console, callbacks:
     return result
 
 
-def _own_answers(
-    model: MTPCausalLM, training: Sequence[Encoded], recipe: Recipe, screen: Console, journal: Journal
-) -> list[Encoded]:
-    """What heads that draft learn from, where the recipe wants the model's own answers."""
-    count = min(recipe.training.steps * recipe.training.batch_size, len(training))
-    screen.print(f"the model itself answers {count} training examples")
-    return own_answers(
-        model,
-        training,
-        count=count,
-        seed=recipe.training.seed,
-        max_tokens=recipe.data.max_tokens,
-        batch_size=recipe.evaluation.batch_size,
-        journal=journal,
-    )
+def _to_learn(
+    examples: Sequence[Encoded], model: MTPCausalLM, recipe: Recipe, screen: Console, snapshots: Snapshots
+) -> Sequence[Encoded]:
+    """What is trained on: the examples, or what the model itself answers to them. Tells a drafting model its vocabulary."""
+    require_a_batch(examples, recipe.training.batch_size)
+    if recipe.data.answers == "model":
+        count = min(recipe.training.steps * recipe.training.batch_size, len(examples))
+        screen.print(f"the model itself answers {count} training examples")
+        examples = own_answers(
+            model,
+            examples,
+            count=count,
+            seed=recipe.training.seed,
+            max_tokens=recipe.data.max_tokens,
+            batch_size=recipe.evaluation.batch_size,
+            journal=snapshots.journal("own"),
+        )
+    if recipe.heads.purpose == "speed":
+        model.draft_vocabulary = most_frequent(examples, recipe.heads.draft_vocabulary)
+    return examples

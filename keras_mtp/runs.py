@@ -8,10 +8,9 @@ from typing import Any
 import keras
 
 from keras_mtp import checkpoint
-from keras_mtp.data.encoding import encode_all
-from keras_mtp.data.splits import places_by_source, split_held_out
+from keras_mtp.data.splits import encoded_splits, places_by_source
 from keras_mtp.data.tokenizer import Tokenizer
-from keras_mtp.evaluation import HeadScore, judges
+from keras_mtp.evaluation import HeadScore, Judge
 from keras_mtp.export import for_hugging_face, formats, onnx_graph, saved_model
 from keras_mtp.export.exported import Exported
 from keras_mtp.generation.statistics import Statistics
@@ -120,11 +119,8 @@ def _restored(recipe: Recipe, run: Path, *, rounded: bool = False) -> tuple[MTPC
 
 def _judged(model: MTPCausalLM, tokenizer: Tokenizer, recipe: Recipe) -> dict[str, Any]:
     task = load_task(recipe.task, recipe.data.source)
-    data = recipe.data
-    encoded = encode_all(task.examples("train"), tokenizer, data.max_tokens, data.too_long, data.special_text)
-    _, held_out = split_held_out(encoded.examples, recipe.evaluation.limit)
-    judge_held_out, judge_task = judges(model, tokenizer, task, held_out, recipe)
-    heads, answers = judge_held_out(), judge_task()
+    held_out = encoded_splits(task.examples("train"), tokenizer, recipe).held_out
+    heads, answers = Judge(model, tokenizer, task, held_out, recipe)()
     result: dict[str, Any] = {
         "held_out": _by_head(heads, len(held_out)),
         "task": {"metric": answers.metric, "value": answers.value, "n": answers.n},

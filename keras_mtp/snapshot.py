@@ -25,14 +25,12 @@ import numpy as np
 from keras_mtp import checkpoint
 from keras_mtp.disk import PARTIAL, remove_tree
 from keras_mtp.errors import UserError
-from keras_mtp.evaluation import HeadScore, TaskScore
+from keras_mtp.evaluation import HeadScore, Scores, TaskScore
 from keras_mtp.models.backbone import BaseInfo
 from keras_mtp.run_folder import METRICS
 
 BEST, BEFORE, POSITION = "best.safetensors", "before.json", "position.json"
 STAGES = ("warmup", "joint", "heads")  # in the order in which they come; a run has one of the last two
-
-Scores = tuple[Mapping[str, HeadScore], TaskScore]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,4 +196,4 @@ def _scores(content: Mapping[str, Any]) -> Scores:
     task = content["task"]
     lists = {key: tuple(task[key]) for key in ("scores", "completions")}
     further = {metric: tuple(scores) for metric, scores in task["further"].items()}
-    return heads, TaskScore(**{**task, **lists, "further": further})
+    return Scores(heads, TaskScore(**{**task, **lists, "further": further}))

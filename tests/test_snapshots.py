@@ -227,7 +227,7 @@ def test_cut_off_after_training_only_judges_again(inputs, whole, cut, monkeypatc
 
     recipe = tiny_run.recipe(inputs, **CHANGES)
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "write_held_out", fail)
+        patch.setattr(pipeline.Judge, "write", fail)
         with pytest.raises(ConnectionError):
             pipeline.run(recipe, cut, progress=False)
     assert (cut / "checkpoint").is_dir() and not (cut / "report.json").exists()

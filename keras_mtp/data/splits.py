@@ -5,15 +5,45 @@ is fixed: the same items whatever the seed and however many of them are looked a
 and what a run trains on never depends on how much is evaluated.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from keras_mtp.data.encoding import Encoded
+from keras_mtp.data.encoding import Encoded, EncodedSplit, encode_all
+from keras_mtp.data.example import Example
+from keras_mtp.data.tokenizer import Tokenizer
 from keras_mtp.errors import UserError
+from keras_mtp.recipe import Recipe
 
 HELD_OUT_ITEMS = 512
 HELD_OUT_SHARE = 0.1  # of a small training split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """A training split as tokens.
+
+    Args:
+        training: what is trained on. held_out: what is held out and evaluated on. encoded: what both were taken from, and
+            what was left out of it or cut.
+    """
+
+    training: list[Encoded]
+    held_out: list[Encoded]
+    encoded: EncodedSplit
+
+
+def encoded_splits(examples: Iterable[Example], tokenizer: Tokenizer, recipe: Recipe) -> Splits:
+    """Encodes and splits a task's training split as a recipe says.
+
+    Raises:
+        UserError: as `encode_all` and `split_held_out`.
+    """
+    data = recipe.data
+    encoded = encode_all(examples, tokenizer, data.max_tokens, data.too_long, data.special_text)
+    training, held_out = split_held_out(encoded.examples, recipe.evaluation.limit)
+    return Splits(training=training, held_out=held_out, encoded=encoded)
 
 
 def split_held_out(examples: Sequence[Encoded], limit: int) -> tuple[list[Encoded], list[Encoded]]:

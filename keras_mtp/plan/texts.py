@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from keras_mtp.at_once import PREFILL
-from keras_mtp.data.encoding import EncodedSplit, encode_all
 from keras_mtp.data.lengths import MULTIPLE, bucket_lengths, enough_buckets, shared_tokens
-from keras_mtp.data.splits import split_held_out
+from keras_mtp.data.splits import encoded_splits
 from keras_mtp.data.tokenizer import Tokenizer
 from keras_mtp.recipe import Recipe
 from keras_mtp.tasks import load_task
@@ -57,14 +56,9 @@ def texts(recipe: Recipe, tokenizer: Tokenizer | None, examples: int | None, tok
 
 def _read(recipe: Recipe, tokenizer: Tokenizer) -> Texts:
     data = recipe.data
-    split: EncodedSplit = encode_all(
-        load_task(recipe.task, data.source).examples("train"),
-        tokenizer,
-        data.max_tokens,
-        data.too_long,
-        data.special_text,
-    )
-    training, _ = split_held_out(split.examples, recipe.evaluation.limit)
+    training = encoded_splits(
+        load_task(recipe.task, data.source).examples("train"), tokenizer, recipe
+    ).training
     lengths = np.array([len(item.ids) for item in training])
     buckets = bucket_lengths(lengths, data.buckets or enough_buckets(lengths))
     return Texts(

@@ -16,7 +16,8 @@ from keras_mtp.run_folder import RECIPE
 
 if TYPE_CHECKING:
     from keras_mtp.data.encoding import Encoded
-    from keras_mtp.evaluation import HeadScore, TaskScore
+    from keras_mtp.data.splits import Splits
+    from keras_mtp.evaluation import HeadScore, Scores, TaskScore
     from keras_mtp.memory import Clock
     from keras_mtp.memory_plan import Prediction
     from keras_mtp.models.backbone import BaseInfo
@@ -35,15 +36,11 @@ def from_run(
     base: "BaseInfo",
     start: "StartingPoint",
     task: "Task",
-    before: "tuple[Mapping[str, HeadScore], TaskScore]",
-    after: "tuple[Mapping[str, HeadScore], TaskScore]",
-    held_out: "Sequence[Encoded]",
+    splits: "Splits",
+    before: "Scores",
+    after: "Scores",
     trained: "Trained",
-    tuned_weights: int,
-    skipped_examples: int,
-    truncated_examples: int = 0,
-    marked_examples: int = 0,
-    continued: int = 0,
+    continued: int,
     rows: Sequence[curves.Row],
     clock: "Clock",
     predicted: "Prediction",
@@ -52,12 +49,11 @@ def from_run(
     """Puts a run's results together.
 
     Args:
-        before, after: scores of every head on the held-out examples, and of the test items.
-        held_out: these examples.
-        tuned_weights: how many weights the recipe's method trains.
+        splits: what was trained on, and held out. before, after: what the model was worth.
+        continued: how often the run was cut off.
         rows: of the metrics log; the speed is the median over its steps after the warm-up.
     """
-    (heads_before, answers_before), (heads, answers) = before, after
+    (heads_before, answers_before), (heads, answers), held_out = before, after, splits.held_out
     probed = [row for row in rows if norm_column("head_1") in row]
     speeds = [row["tokens_per_second"] for row in rows if row["stage"] != "warmup" and row["step"]]
     return Report(
@@ -79,7 +75,7 @@ def from_run(
         heads_alone=recipe.heads_alone,
         method=recipe.tuning.method,
         tuned=recipe.tuned,
-        tuned_weights=tuned_weights,
+        tuned_weights=trained.tuned_weights,
         kept_step=trained.kept_step if recipe.training.keep == "best" else None,
         stopped_early=trained.steps < recipe.training.steps,
         continued=continued,
@@ -97,9 +93,9 @@ def from_run(
         predicted=predicted,
         seconds=clock.seconds,
         padding_share=trained.padding_share,
-        skipped_examples=skipped_examples,
-        truncated_examples=truncated_examples,
-        marked_examples=marked_examples,
+        skipped_examples=len(splits.encoded.skipped),
+        truncated_examples=len(splits.encoded.truncated),
+        marked_examples=len(splits.encoded.marked),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={
             "keras_mtp": __version__,

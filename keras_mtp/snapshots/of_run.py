@@ -12,6 +12,7 @@ from keras_mtp import checkpoint, distribution, signals, snapshot
 from keras_mtp.data.encoding import Encoded
 from keras_mtp.disk import remove_whole
 from keras_mtp.errors import UserError
+from keras_mtp.evaluation import Scores
 from keras_mtp.journal import Journal
 from keras_mtp.memory import Clock
 from keras_mtp.models.backbone import BaseInfo
@@ -19,7 +20,7 @@ from keras_mtp.models.mtp_causal_lm import MTPCausalLM
 from keras_mtp.recipe import Recipe
 from keras_mtp.run_folder import SNAPSHOTS
 from keras_mtp.signals import Stop
-from keras_mtp.snapshot import Position, Scores
+from keras_mtp.snapshot import Position
 from keras_mtp.snapshots.same_run import lasting, require_same, sha256
 
 

@@ -36,8 +36,8 @@ from keras_mtp.data.lengths import shared_tokens
 from keras_mtp.errors import UserError
 from keras_mtp.evaluation import HeldOutEvaluation
 from keras_mtp.metrics import MetricsLog
+from keras_mtp.models import tuned_weights
 from keras_mtp.models.mtp_causal_lm import MTPCausalLM
-from keras_mtp.models.tuned_weights import tuned_variables
 from keras_mtp.probes import GradientProbe
 from keras_mtp.recipe import Recipe
 from keras_mtp.snapshots import Snapshots, StageSnapshots
@@ -58,12 +58,14 @@ class Trained:
         steps: optimizer steps of the last stage done; fewer than the recipe's where training was stopped early.
         kept_step: the step whose weights the model now has: the last, or that of the best evaluation.
         padding_share: share of padding in the positions that the last stage computed.
+        tuned_weights: how many weights `tuning.method` trains.
     """
 
     optimizer: keras.optimizers.Optimizer
     steps: int
     kept_step: int
     padding_share: float
+    tuned_weights: int
 
 
 def train(
@@ -125,6 +127,7 @@ def train(
         steps=steps,
         kept_step=best.step if recipe.training.keep == "best" else steps,
         padding_share=batches.padding_share(steps),
+        tuned_weights=tuned_weights.count(model),
     )
 
 
@@ -143,7 +146,7 @@ def _probe(
     """The probe of the joint stage, if the recipe wants one."""
     if not recipe.training.probe_every:
         return []
-    weights = list(tuned_variables(model).values())
+    weights = list(tuned_weights.tuned_variables(model).values())
     if not weights:
         raise UserError(
             "`training.probe_every` must be 0 where only heads are trained: it measures what the heads ask of the weights "
