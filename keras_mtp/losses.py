@@ -3,18 +3,18 @@
 Full logits are the memory problem of multi-token training: every head makes an N x V matrix, and its gradient another.
 Here logits are made a chunk of rows at a time, and the gradient with respect to the hidden states is made in the same
 pass, so that nothing is recomputed and nothing V-wide is kept (Liger Kernel, Hsu et al. 2024, arXiv 2410.10989,
-section 3.2; Cut Cross-Entropy, arXiv 2411.09009). Rows with weight 0 (prompt, padding) are sorted to the end and never
-reached. N = B*T rows, D hidden size, V vocabulary.
+section 3.2; Cut Cross-Entropy, arXiv 2411.09009). Rows with weight 0 (prompt, padding) are never reached
+(labelled_rows.py). N = B*T rows, C of them in a chunk, D hidden size, V vocabulary.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 
 from keras_mtp import backend, distribution
 from keras_mtp.at_once import CHUNK_ROWS, CHUNK_ROWS_ON_ACCELERATOR
+from keras_mtp.labelled_rows import Chunk, LabelledRows, as_rows
 from keras_mtp.quantised import is_quantised
 from keras_mtp.unembedding import made_after, unembedding_kernel, unembedding_parts
 
@@ -84,7 +84,7 @@ class LinearCrossEntropy(keras.losses.Loss):
         return distribution.active().by_rows(self._sum, summed=True)(y_true, y_pred, sample_weight)
 
     def _sum(self, y_true, y_pred, sample_weight):
-        hidden, targets, weights = _as_rows(y_true, y_pred, sample_weight)
+        hidden, targets, weights = as_rows(y_true, y_pred, sample_weight)
         parts, make = unembedding_parts(self.unembedding, hidden.dtype)
         tied = self.unembedding.tie_weights
         trained = self.trained and not is_quantised(self.unembedding)
@@ -110,9 +110,9 @@ def score_rows(y_true, y_pred, sample_weight, unembedding, chunk_rows: int | Non
 
 
 def _scores(y_true, y_pred, sample_weight, unembedding, chunk_rows: int):
-    hidden, targets, weights = _as_rows(y_true, y_pred, sample_weight)
+    hidden, targets, weights = as_rows(y_true, y_pred, sample_weight)
     kernel, tied = unembedding_kernel(unembedding, hidden.dtype), unembedding.tie_weights
-    rows = _Rows(hidden, targets, weights, chunk_rows)
+    rows = LabelledRows(hidden, targets, weights, chunk_rows)
 
     def body(i, found):
         chunk = rows.chunk(i)
@@ -128,64 +128,12 @@ def _scores(y_true, y_pred, sample_weight, unembedding, chunk_rows: int):
     return tuple(ops.reshape(values * scored, ops.shape(y_true)) for values in (nats, hits))
 
 
-def _as_rows(y_true, y_pred, sample_weight):
-    """(B, T, ...) -> N rows."""
-    hidden = ops.convert_to_tensor(y_pred)
-    hidden = ops.reshape(hidden, (-1, hidden.shape[-1]))
-    targets = ops.reshape(ops.cast(y_true, "int32"), (-1,))
-    if sample_weight is None:
-        sample_weight = ops.ones_like(targets, dtype="float32")
-    return hidden, targets, ops.reshape(ops.cast(sample_weight, "float32"), (-1,))
-
-
 def default_chunk_rows() -> int:
     """How many rows' logits exist at the same time where nobody says."""
     return CHUNK_ROWS_ON_ACCELERATOR if backend.on_accelerator() else CHUNK_ROWS
 
 
-class _Chunk(NamedTuple):
-    """C rows: their places (C,) among the N, hidden (C, D), targets (C,), weights (C,), and weights that add up: 0 for rows
-    that the chunk before has had already."""
-
-    index: Any
-    hidden: Any
-    targets: Any
-    weights: Any
-    new_weights: Any
-
-    def put(self, values, new):
-        """`values` (N, ...) with `new` (C, ...) in the rows' places; torch changes `values` itself."""
-        return backend.put_rows(values, self.index, new)
-
-
-class _Rows:
-    """N rows in the order "with weight first", to be read `size` at a time.
-
-    A last chunk that would run over the end begins earlier, and has rows of the one before once more: so what is made for
-    a row goes straight to its place in N rows, and no second N x D tensor is needed to bring them back in order.
-    """
-
-    def __init__(self, hidden, targets, weights, size: int):
-        self.count = ops.shape(hidden)[0]
-        index = ops.arange(0, self.count, dtype="int32")
-        unlabelled = ops.cast(weights <= 0, "int32")
-        # A key without ties: the same order on every backend.
-        self.order = ops.cast(ops.argsort(unlabelled * self.count + index), "int32")
-        self.hidden, self.targets, self.weights = hidden, targets, weights
-        self.size = min(size, self.count) if isinstance(self.count, int) else ops.minimum(size, self.count)
-        self.chunks = (self.count - ops.sum(unlabelled) + self.size - 1) // self.size
-
-    def chunk(self, i) -> _Chunk:
-        start = ops.minimum(i * self.size, self.count - self.size)
-        index = ops.slice(self.order, [start], [self.size])
-        hidden, targets, weights = (
-            ops.take(x, index, axis=0) for x in (self.hidden, self.targets, self.weights)
-        )
-        new = start + ops.arange(0, self.size, dtype="int32") >= i * self.size
-        return _Chunk(index, hidden, targets, weights, weights * ops.cast(new, "float32"))
-
-
-def _logits(chunk: _Chunk, kernel, tied: bool):
+def _logits(chunk: Chunk, kernel, tied: bool):
     """Logits (C, V) of one chunk, in float32."""
     return ops.cast(backend.matmul(chunk.hidden, kernel, transpose_b=tied), "float32")
 
@@ -215,7 +163,7 @@ def _weighted_nats(
     def forward(hidden, *parts):
         kernel = made_after(hidden, parts, make)
         kernel_shape, kernel_dtype = kernel.shape, kernel.dtype
-        rows = _Rows(hidden, targets, weights, size)
+        rows = LabelledRows(hidden, targets, weights, size)
 
         def body(i, state):
             loss, d_hidden, d_kernel = state
@@ -255,7 +203,7 @@ def _weighted_nats(
     return forward(hidden, *parts)
 
 
-def _kernel_gradient(chunk: _Chunk, softmax, tied: bool):
+def _kernel_gradient(chunk: Chunk, softmax, tied: bool):
     """One chunk's gradient for a trained unembedding, in float32 and the kernel's own shape."""
     hot = ops.one_hot(chunk.targets, softmax.shape[-1], dtype="float32")
     d_logits = (softmax - hot) * ops.expand_dims(chunk.new_weights, -1)
