@@ -3,7 +3,9 @@
     results     of a head, of the task, of a source of the data, of the gradients
     report      all of a run's results and what is needed to repeat it
     gathering   a report, from what a run has at its end
-    page        a report as text, and as a table for the terminal
+    tables      what it shows in rows and columns
+    facts       what it says in words
+    page        both as text for the terminal, and as `report.md`
     files       a report, written into the run's folder
 
 Numbers stand with the number of items behind them, a share with its 95 % interval, and data that are no benchmark are
