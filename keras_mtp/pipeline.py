@@ -74,8 +74,10 @@ def _run(recipe: Recipe, shared: Path, folder: Path, screen: Console, callbacks:
     recipe = start.recorded_in(recipe)
     snapshots = Snapshots(shared, recipe, base, clock, screen.print)
     task = load_task(recipe.task, recipe.data.source)
-    about = f"{base.name} on {task.title}, {keras.config.backend()}, seed {recipe.training.seed}"
-    screen.print(f"{about}: {folder}")
+    about = f"{base.name} on {task.title}, {keras.config.backend()} on {backend.device_name()}"
+    screen.print(f"{about}, seed {recipe.training.seed}: {folder}")
+    if recipe.rate_note:
+        screen.print(recipe.rate_note)
     disk.write_text(folder / RECIPE, to_toml(recipe))
     write_licence(folder, base)
 

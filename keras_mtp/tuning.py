@@ -17,6 +17,9 @@ METHODS = ("prefix", "prefix_kv", "lora", "full", "heads")
 PREFIXES = {"prefix": "embeddings", "prefix_kv": "key_values"}  # `MTPCausalLM`'s `prefix_kind` for each
 PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")  # a block's matrices
 ALL_PROJECTIONS = "all"
+# Learning rates to begin with, from short runs of SmolLM2-135M (recipes/gsm8k.toml).
+RATES = {"prefix": 4e-3, "prefix_kv": 2e-2, "lora": 4e-3, "full": 4e-5}
+FAR = 10  # times that rate, or a tenth of it
 
 _APART = {
     ("prefix", "prefix_kv"): "both stand in the same places, in front of the text",
@@ -47,6 +50,19 @@ def methods(text: str) -> tuple[str, ...]:
                 f"tuning.method={text!r:.80}. Choose one of them."
             )
     return names
+
+
+def rate_note(names: tuple[str, ...], rate: float) -> str:
+    """What to say of a learning rate that is far from those which are usual for these methods; "" of any other.
+
+    >>> rate_note(("full",), 4e-3)
+    'training.learning_rate=0.004 is far from what tuning.method=full usually learns with, some 4e-05.'
+    """
+    usual = [RATES[name] for name in names if name in RATES]
+    if not usual or min(usual) / FAR < rate < max(usual) * FAR:
+        return ""
+    method, begin = "+".join(names), " to ".join(f"{value:g}" for value in sorted(set(usual)))
+    return f"training.learning_rate={rate:g} is far from what tuning.method={method} usually learns with, some {begin}."
 
 
 def projections(text: str) -> tuple[str, ...]:

@@ -41,6 +41,11 @@ except UserError as error:
 """
 
 
+def test_what_is_computed_on_has_a_name():
+    name = backend.device_name()
+    assert name and (name == "the CPU") != backend.on_accelerator()
+
+
 def test_choice_goes_before_the_environment_and_reaches_keras():
     name = keras.config.backend()
     other = next(b for b in backend.BACKENDS if b != name)

@@ -43,6 +43,7 @@ def assert_refused(path: Path | str, words: str) -> None:
         ("smollm2-135", "Did you mean smollm2-135m?"),
         ("llama3.2-1b", r"Did you mean llama3.2_1b\?"),
         ("gpt5", "Check the spelling and the folder"),
+        ("meta-llama/Llama-3.2-1B", r"Did you mean hf://meta-llama/Llama-3\.2-1B\?"),
         ("hf://no/such", "cannot be reached and it is not in the cache"),
         ("hf://no/such@main", "cannot be reached and it is not in the cache"),
         ("hf://noname", "must be hf://org/name or hf://org/name@revision"),

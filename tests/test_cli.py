@@ -139,6 +139,14 @@ def test_a_file_error_is_one_line(monkeypatch):
     assert result.stderr == "Error: No space left on device: runs/a/metrics.csv\n"
 
 
+def test_a_reader_who_has_seen_enough_is_told_nothing(monkeypatch):
+    monkeypatch.setattr(
+        cli.recipe, "load_recipe", lambda *_: (_ for _ in ()).throw(BrokenPipeError(32, "Broken pipe"))
+    )
+    result = run("recipe", "gsm8k")
+    assert result.exit_code == 1 and not result.stderr
+
+
 def test_a_usage_mistake_is_one_line_too():
     assert (
         run("recipe").stderr

@@ -47,7 +47,8 @@ def run(*arguments: str):
 
 
 @pytest.mark.parametrize(
-    ("text", "amount"), [("24GB", 24e9), ("22.5 gib", 22.5 * 2**30), ("800MB", 8e8), ("1TiB", 2**40)]
+    ("text", "amount"),
+    [("24GB", 24e9), ("24g", 24e9), ("22.5 gib", 22.5 * 2**30), ("800MB", 8e8), ("1TiB", 2**40)],
 )
 def test_amounts_of_memory(text, amount):
     assert quantities.bytes_of(text) == amount
@@ -199,9 +200,30 @@ def test_the_command_prints_a_table_and_what_to_run(inputs, tmp_path):
     assert first["peak_bytes"] == pytest.approx(sum(first["parts_bytes"].values()), abs=20)
 
 
+def test_nothing_that_fits_is_exit_code_1():
+    result = run("gsm8k", "--model", "llama3.2_3b", "--memory", "1GB")
+    assert result.exit_code == 1 and result.stdout.splitlines()[-1].startswith("Nothing fits. Try ")
+
+
+def test_a_gpus_plan_says_how_far_predictions_were_off():
+    wish = ("gsm8k", "--model", "llama3.2_1b", "--memory", "24GB")
+    assert "to take up to 30% more" in run(*wish).stdout
+    assert run(*wish).stdout == run(*wish, "--on", "gpu").stdout != run(*wish, "--on", "cpu").stdout
+    assert "30%" not in run(*wish, "--on", "cpu").stdout
+
+
+@pytest.mark.parametrize(("method", "noted"), [("full", True), ("lora", False)])
+def test_a_learning_rate_of_another_method_is_noted(method, noted):
+    told = run(
+        "gsm8k", "--model", "llama3.2_1b", "--memory", "80GB", "--set", f"tuning.method={method}"
+    ).stdout
+    assert ("learning_rate=0.004 is far from" in told) == noted
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["gsm8k", "--json"], "See `keras-mtp plan --help`"),
         (["gsm8k", "--memory", "abc"], "--memory"),
         (["gsm8k", "--memory", "-3GB"], "--memory"),
         (["gsm8k"], "--memory"),

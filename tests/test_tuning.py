@@ -2,6 +2,7 @@ import pytest
 
 from keras_mtp import tuning
 from keras_mtp.errors import UserError
+from keras_mtp.recipe import Recipe, apply_overrides
 
 pytestmark = pytest.mark.any_backend
 
@@ -35,6 +36,32 @@ def test_methods_come_in_one_order(text, names):
 def test_what_cannot_be_is_refused(text, message):
     with pytest.raises(UserError, match=r"`tuning\.method` " + message):
         tuning.methods(text)
+
+
+@pytest.mark.parametrize(
+    ("names", "rate", "begin"),
+    [
+        (("full",), 4e-3, "4e-05"),
+        (("full",), 1e-4, ""),
+        (("prefix",), 4e-3, ""),
+        (("prefix",), 4e-5, "0.004"),
+        (("prefix", "lora"), 1.0, "0.004"),
+        (("prefix_kv", "lora"), 1.0, "0.004 to 0.02"),
+        (("prefix_kv", "lora"), 2e-2, ""),
+        (("heads",), 1.0, ""),
+    ],
+)
+def test_a_rate_far_from_the_usual_ones_is_noted(names, rate, begin):
+    note = tuning.rate_note(names, rate)
+    assert note.endswith(f"learns with, some {begin}.") if begin else note == ""
+
+
+def test_no_rate_is_far_where_the_heads_learn_alone():
+    far = ["training.learning_rate=5"]
+    assert apply_overrides(Recipe(), far).rate_note
+    assert not apply_overrides(
+        Recipe(), [*far, "tuning.method=heads", "heads.count=1", "heads.freeze=false"]
+    ).rate_note
 
 
 def test_projections():

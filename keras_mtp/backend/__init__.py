@@ -25,7 +25,7 @@ function asks which backend runs and imports it then.
 from keras_mtp.backend.allocator import return_freed_memory, return_large_blocks
 from keras_mtp.backend.autodiff import gradients
 from keras_mtp.backend.compilation import compiled, fused
-from keras_mtp.backend.devices import device_bytes, on_accelerator
+from keras_mtp.backend.devices import device_bytes, device_name, on_accelerator
 from keras_mtp.backend.fit import build_for_fit, fit_input, traced_for_fit
 from keras_mtp.backend.imports import (
     first_imports,
@@ -52,6 +52,7 @@ __all__ = [
     "chosen",
     "compiled",
     "device_bytes",
+    "device_name",
     "end_at_once",
     "ended",
     "exp_of_difference",

@@ -37,7 +37,7 @@ def cli() -> None:
     \b
     Start here:
       keras-mtp recipes                          what can be run
-      keras-mtp recipe gsm8k --data builtin      run it; about 15 minutes on two CPU cores
+      keras-mtp recipe gsm8k --data builtin      run it; 11 minutes or more on two CPU cores
       keras-mtp plan gsm8k --memory 24GB         what fits, and how long it takes
       keras-mtp recipe jsonl --data my.jsonl     learn from conversations of your own
       keras-mtp generate RUN "PROMPT"            ask the model that came out of it

@@ -14,7 +14,7 @@ from keras_mtp.recipe import Recipe, flat, load_recipe, with_options
 
 @click.command(short_help="Judge a finished run again, or a base model.")
 @click.argument("run", required=False, type=click.Path(path_type=Path), callback=is_run)
-@model_option
+@model_option("The Llama to judge, without a run")
 @click.option(
     "--recipe",
     "recipe_name",

@@ -44,7 +44,9 @@ from keras_mtp.errors import UserError
     default=1.0,
     help="Draw among the fewest tokens that have this probability together.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of what is drawn.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides what is drawn."
+)
 @click.option("--stop", metavar="TEXT", multiple=True, help="End the answer at this text; repeatable.")
 @json_option
 def generate(

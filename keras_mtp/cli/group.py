@@ -28,10 +28,12 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with _usage_in_one_line():
+            with _usage_in_one_line(ctx):
                 return super().invoke(ctx)
         except UserError as error:
             raise _Mistake(_one_line(str(error))) from error
+        except BrokenPipeError:  # `| head`: click ends it without a word
+            raise
         except OSError as error:  # a folder that may not be read or written, a full disk
             said = f"{error.strerror or error}: {error.filename or 'a file of the run'}"
             raise _Mistake(_one_line(said)) from error
@@ -62,12 +64,14 @@ def _shortened(line: str) -> str:
 
 
 @contextlib.contextmanager
-def _usage_in_one_line() -> Iterator[None]:
-    """click puts two lines about `--help` in front of what is wrong."""
+def _usage_in_one_line(ctx: click.Context | None = None) -> Iterator[None]:
+    """click puts two lines about `--help` in front of what is wrong, and does not always know of which command."""
     try:
         yield
     except click.exceptions.NoArgsIsHelpError:
         raise
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "keras-mtp"
+        if not error.ctx and ctx and ctx.invoked_subcommand:
+            command = f"{ctx.command_path} {ctx.invoked_subcommand}"
         raise _Mistake(f"{error.format_message()} See `{command} --help`.") from error

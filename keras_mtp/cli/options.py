@@ -31,11 +31,12 @@ json_option = click.option(
 )
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress.")
 run_argument = click.argument("run", type=click.Path(path_type=Path), callback=is_run)
-model_option = click.option(
-    "--model",
-    metavar="NAME|PATH",
-    help="The Llama to start from: smollm2-135m, a GGUF file, a folder, hf://org/name, a preset.",
-)
+
+
+def model_option(explained: str) -> Callable:
+    """`--model`, with what a command does with it."""
+    kinds = "smollm2-135m, a GGUF file, a folder, hf://org/name, a preset."
+    return click.option("--model", metavar="NAME|PATH", help=f"{explained}: {kinds}")
 
 
 def set_option(explained: str) -> Callable:

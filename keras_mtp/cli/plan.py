@@ -17,7 +17,9 @@ from keras_mtp.recipe import apply_overrides, load_recipe, with_options
     metavar="NAME|PATH",
     help="A published Llama's sizes, llama3.2_1b or llama3.2_3b, or a model on this machine. Default: the recipe's.",
 )
-@click.option("--memory", required=True, metavar="24GB", help="Of the device, all of it: 24GB, 22.5GiB.")
+@click.option(
+    "--memory", required=True, metavar="24GB", help="What may be taken of the device's: 24GB, 22.5GiB."
+)
 @click.option(
     "--speed",
     metavar="300TFLOPS",
@@ -25,18 +27,18 @@ from keras_mtp.recipe import apply_overrides, load_recipe, with_options
 )
 @click.option(
     "--on",
-    type=click.Choice(["accelerator", "cpu"]),
-    default="accelerator",
+    type=click.Choice(["gpu", "tpu", "accelerator", "cpu"]),
+    default="gpu",
     show_default=True,
-    help="Whose memory it is.",
+    help="Whose memory it is. All but cpu are predicted alike.",
 )
 @backend_option
 @data_option
 @click.option(
     "--examples", type=click.IntRange(min=1), help="How many are trained on, where --data does not tell."
 )
-@click.option("--tokens", type=click.IntRange(min=1), help="How long all of them are.")
-@set_option("Change a field of the recipe; it stays so.")
+@click.option("--tokens", type=click.IntRange(min=1), help="Per example: how long each is taken to be.")
+@set_option("Change a field of the recipe, which is then left as it is set.")
 @click.option(
     "--json", "file", metavar="FILE", type=click.Path(path_type=Path), help="Also write it, in plain numbers."
 )
@@ -57,6 +59,7 @@ def plan(
 
     A row for every way to keep the weights, changed no more than it must be: smaller micro-batches first, then
     rematerialisation; neither changes the result. Everything is predicted from sizes; nothing is downloaded or computed.
+    Where nothing fits the exit code is 1.
     """
     from rich.console import Console
 
@@ -76,7 +79,7 @@ def plan(
         texts(chosen, known.tokenizer, examples, tokens),
         memory_bytes=memory_bytes,
         backend=backend.chosen(backend_name),
-        accelerator=on == "accelerator",
+        accelerator=on != "cpu",
         speed=flops_per_second,
         fixed=[assignment.partition("=")[0].strip() for assignment in assignments],
     )
@@ -87,4 +90,7 @@ def plan(
         click.echo(line)
     Console(width=120).print(page.table(made))
     click.echo(page.explanation(made))
-    click.echo(run or "Nothing fits. Try a smaller model, data.max_tokens or tuning.method.")
+    if not made.chosen:
+        click.echo("Nothing fits. Try a smaller model, data.max_tokens or tuning.method.")
+        raise SystemExit(1)
+    click.echo(f"With {made.chosen.precision} weights, the first that fit:\n{run}")

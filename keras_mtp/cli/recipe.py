@@ -24,7 +24,7 @@ from keras_mtp.recipe import Recipe, apply_overrides, load_recipe, with_options
 @click.argument("name", metavar="[NAME|PATH]", required=False)
 @backend_option
 @data_option
-@model_option
+@model_option("The Llama to start from")
 @click.option(
     "--task",
     metavar="gsm8k|coqa|instruct|jsonl",

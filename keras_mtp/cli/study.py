@@ -31,7 +31,7 @@ from keras_mtp.recipe import apply_overrides, load_recipe, with_options
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Runs of every arm.")
 @backend_option
 @data_option
-@model_option
+@model_option("The Llama to start from")
 @click.option(
     "--run",
     "folder",

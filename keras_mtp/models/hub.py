@@ -13,6 +13,7 @@ from keras_mtp.errors import UserError
 
 HUGGING_FACE, KAGGLE = "hf://", "kaggle://"
 TIMEOUT_SECONDS = 10.0
+REPOSITORY = r"[\w.-]+/[\w.-]+"  # of the Hugging Face hub
 _HUGGING_FACE_FILES = [
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
     *("special_tokens_map.json", "chat_template.jinja", "model.safetensors", "model-*.safetensors"),
@@ -31,7 +32,7 @@ def from_hugging_face(name: str) -> Path:
     Raises:
         UserError: not such a name, no such repository, no permission, or out of reach.
     """
-    match = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name)
+    match = re.fullmatch(rf"hf://({REPOSITORY})(?:@([\w./-]+))?", name)
     if match is None:
         raise UserError(
             f"A model on the Hugging Face hub must be hf://org/name or hf://org/name@revision. Received: {name}. "

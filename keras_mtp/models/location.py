@@ -9,6 +9,7 @@ random:llama3.2_1b            no place at all: that shape with random weights
 
 import difflib
 import importlib.util
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,12 +110,25 @@ def _unknown(name: str) -> str:
     if "/" in name or path.suffix == ".gguf":
         known = _neighbours(path)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if not close and _may_be_a_repository(name):
+        close = [f"{hub.HUGGING_FACE}{name}"]
     return (
         f"`model.name` must be {DEFAULT_MODEL}, a .gguf file, a model's folder, hf://org/name, a keras-hub preset or "
         f"{RANDOM}SHAPE. "
         f"Received: {name or repr(name)}. "
         + (f"Did you mean {close[0]}?" if close else "Check the spelling and the folder.")
     )
+
+
+def _may_be_a_repository(name: str) -> bool:
+    """Whether a name that is no path here has the form org/name."""
+    path = Path(name)
+    try:
+        return (
+            bool(re.fullmatch(hub.REPOSITORY, name)) and path.suffix != ".gguf" and not path.parent.exists()
+        )
+    except OSError:  # a name too long for a path
+        return False
 
 
 def _neighbours(path: Path) -> list[str]:

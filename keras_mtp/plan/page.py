@@ -11,6 +11,8 @@ from keras_mtp.plan import Option, Plan
 from keras_mtp.plan.quantities import duration, scaled
 from keras_mtp.workload import as_text
 
+TOO_LOW = 0.3  # by so much was a prediction of 24.7 GB on an H200 (1B shape, torch): tools/benchmark-results.md, README
+
 
 def table(plan: Plan) -> Table:
     """A row for every way to keep the weights."""
@@ -54,16 +56,24 @@ def notes(plan: Plan) -> list[str]:
     ]
     if plan.model.tokenizer_name != plan.model.name and texts.counted:
         lines[-1] += f" Counted with the tokenizer of {plan.model.tokenizer_name}."
-    return lines
+    return [*lines, *filter(None, [plan.options[0].recipe.rate_note])]
 
 
 def explanation(plan: Plan) -> str:
     """How to read the table."""
-    where = "an accelerator's context takes" if plan.accelerator else "imported libraries take"
     devices = plan.options[0].devices
-    return (f"Of each of {devices} devices. " if devices > 1 else "") + (
-        f"Predicted, and beside what {where}. longest row: one at a time, with remat. "
-        "a step: an optimizer step; evaluation and the heads' warm-up come on top."
+    if plan.accelerator:
+        doubt = f"GPU runs were seen to take up to {TOO_LOW:.0%} more, and the context comes on top"
+        doubt += f": for a GPU of 24 GB say --memory {24 / (1 + TOO_LOW):.0f}GB."
+    else:
+        doubt = "The imported libraries come on top."
+    return "\n".join(
+        [
+            *([f"Of each of {devices} devices."] if devices > 1 else []),
+            "batch: rows at a time; 4 x 2 are four micro-batches of two. longest row: one at a time, with remat.",
+            "a step: an optimizer step; evaluation and the heads' warm-up come on top.",
+            f"All of it is predicted. {doubt}",
+        ]
     )
 
 

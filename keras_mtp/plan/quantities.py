@@ -11,8 +11,8 @@ _AMOUNT = r"\s*(\d+(?:\.\d+)?)\s*"
 
 
 def bytes_of(text: str) -> float:
-    """`bytes_of("24GB")` is 24e9; `bytes_of("1GiB")` is 2**30."""
-    found = re.fullmatch(_AMOUNT + r"([kmgt]i?)b", text, re.IGNORECASE)
+    """`bytes_of("24GB")` and `bytes_of("24G")` are 24e9; `bytes_of("1GiB")` is 2**30."""
+    found = re.fullmatch(_AMOUNT + r"([kmgt]i?)b?", text, re.IGNORECASE)
     return _above_zero(found, _THOUSANDS | _BINARY, "--memory", "24GB or 22.5GiB", text)
 
 

@@ -69,7 +69,7 @@ def _read(recipe: Recipe, tokenizer: Tokenizer) -> Texts:
         prompt_tokens=max(len(item.prompt_ids) for item in training),
         shared=shared_tokens(training),
         lengths=len(buckets),
-        origin=f"{len(training)} training examples of {data.source}, read",
+        origin=f"padded, as read from {data.source}",
         counted=True,
     )
 
@@ -82,7 +82,7 @@ def _assumed(recipe: Recipe) -> Texts:
         mean_tokens=0,
         labelled=0,
         prompt_tokens=0,
-        origin="assumed, since no data are here to read (--examples and --tokens say otherwise)",
+        origin="assumed: steps x batch_size examples of data.max_tokens, no data being here (--examples and --tokens say otherwise)",
     )
     return _of_length(unread, recipe.data.max_tokens)
 

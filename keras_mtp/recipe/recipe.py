@@ -58,6 +58,11 @@ class Recipe(Table):
         return " and ".join(named[name] for name in self.tuning.methods)
 
     @property
+    def rate_note(self) -> str:
+        """What to say of a learning rate that is far from the method's usual ones; "" of any other."""
+        return "" if self.heads_alone else tuning.rate_note(self.tuning.methods, self.training.learning_rate)
+
+    @property
     def heads_alone(self) -> bool:
         """Whether the heads are trained and nothing else."""
         return self.heads.purpose == "speed" or self.tuning.methods == ("heads",)

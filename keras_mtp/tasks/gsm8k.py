@@ -151,6 +151,6 @@ def _example(row: Mapping[str, Any], id: str, place: str) -> Example:
     if extract_answer(row["answer"]) is None:
         raise UserError(
             f"Every answer must hold its result as '#### 42'. Received: {place}, whose answer ends with "
-            f"{row['answer'][-40:]!r}. Add the line or remove the row."
+            f"{row['answer'][-40:]!r}. End it with a line such as '#### 42', or remove the row."
         )
     return Example(id=id, prompt=row["question"], answer=row["answer"])
