@@ -15,8 +15,6 @@ def as_rows(y_true, y_pred, sample_weight):
     hidden = ops.convert_to_tensor(y_pred)
     hidden = ops.reshape(hidden, (-1, hidden.shape[-1]))
     targets = ops.reshape(ops.cast(y_true, "int32"), (-1,))
-    if sample_weight is None:
-        sample_weight = ops.ones_like(targets, dtype="float32")
     return hidden, targets, ops.reshape(ops.cast(sample_weight, "float32"), (-1,))
 
 

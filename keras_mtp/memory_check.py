@@ -19,7 +19,7 @@ from keras_mtp.errors import UserError
 from keras_mtp.evaluation import BUCKETS, Judge
 from keras_mtp.flops import Positions, Sizes
 from keras_mtp.losses import default_chunk_rows
-from keras_mtp.memory_plan import Prediction, Workload
+from keras_mtp.memory_plan import Prediction
 from keras_mtp.models.backbone import BaseInfo
 from keras_mtp.recipe import Recipe, updated
 from keras_mtp.workload import as_text, micro_batch, packed, that_fit, workload
@@ -31,7 +31,7 @@ def before_loading(recipe: Recipe, base: BaseInfo, clock: memory.Clock) -> None:
     Raises:
         UserError: they do not fit, and `training.memory_check` is on.
     """
-    _checked(recipe, _workload(recipe, base), clock)
+    _checked(recipe, base, clock)
 
 
 def before_training(
@@ -50,23 +50,22 @@ def before_training(
         UserError: it does not fit, and `training.memory_check` is on.
     """
     lengths, held_out = padded_lengths(recipe, training), judge.held_out.examples
-    full = _workload(
+    return _checked(
         recipe,
         base,
-        training=training_positions(recipe, training, max(lengths)),
+        clock,
+        training=training_positions(in_one_memory(recipe), training, max(lengths)),
         held_out=held_out_positions(recipe, held_out),
         cache=judge.on_task.cache_shape(),
         lengths=len(lengths),
         judged_lengths=len({*_judged_lengths(held_out)}),
     )
-    return _checked(recipe, full, clock)
 
 
-def _workload(recipe: Recipe, base: BaseInfo, **known: Any) -> Workload:
-    if not backend.on_accelerator():  # devices made of one CPU have one memory
-        recipe = updated(recipe, {"distribution.data": 1, "distribution.model": 1})
-    sizes = Sizes.of(SimpleNamespace(**base.architecture))
-    return workload(recipe, sizes, tied=base.architecture["tied"], chunk_rows=default_chunk_rows(), **known)
+def in_one_memory(recipe: Recipe) -> Recipe:
+    """The recipe as one memory sees it: devices that are made of one CPU share theirs."""
+    alone = {"distribution.data": 1, "distribution.model": 1}
+    return recipe if backend.on_accelerator() else updated(recipe, alone)
 
 
 def padded_lengths(recipe: Recipe, examples: Sequence[Encoded]) -> set[int]:
@@ -105,8 +104,11 @@ def _judged_lengths(examples: Sequence[Encoded]) -> list[int]:
     return [int(n) for n in bucket_lengths(np.array([len(item.ids) for item in examples]), BUCKETS)]
 
 
-def _checked(recipe: Recipe, needed: Workload, clock: memory.Clock) -> Prediction:
-    """The prediction; an error if it is more than there is."""
+def _checked(recipe: Recipe, base: BaseInfo, clock: memory.Clock, **known: Any) -> Prediction:
+    """The prediction, from what is known of the batches; an error if it is more than there is."""
+    alone, sizes = in_one_memory(recipe), Sizes.of(SimpleNamespace(**base.architecture))
+    tied = base.architecture["tied"]
+    needed = workload(alone, sizes, tied=tied, chunk_rows=default_chunk_rows(), **known)
     factors = memory_plan.factors(
         keras.config.backend(), recipe.training.dtype, accelerator=backend.on_accelerator()
     )
@@ -114,8 +116,18 @@ def _checked(recipe: Recipe, needed: Workload, clock: memory.Clock) -> Predictio
     free = _free_bytes(clock)
     if free is None or prediction.peak_bytes <= free or not recipe.training.memory_check:
         return prediction
-    changes = next(that_fit(recipe, needed, factors, free), None)
+    fitting = that_fit(alone, needed, factors, free)
+    changes = next((changes for changes in fitting if _can_be(recipe, changes)), None)
     raise UserError(refusal(prediction, free, changes))
+
+
+def _can_be(recipe: Recipe, changes: Mapping[str, Any]) -> bool:
+    """Whether the recipe allows them: its devices must divide a micro-batch."""
+    try:
+        updated(recipe, changes)
+    except UserError:
+        return False
+    return True
 
 
 def _free_bytes(clock: memory.Clock) -> int | None:

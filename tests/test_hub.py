@@ -3,10 +3,11 @@
 from fnmatch import fnmatch
 from pathlib import Path
 
+import huggingface_hub
 import keras_hub
 import numpy as np
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import _tree_cache, constants
 from keras import ops
 
 from keras_mtp.errors import UserError
@@ -42,6 +43,42 @@ def test_offline_a_model_comes_from_the_cache_with_its_revision(cache, name):
     assert str(cache) not in repr(info)
 
 
+@pytest.mark.parametrize("name", ["hf://org/tiny", f"hf://org/tiny@{COMMIT}"])
+def test_offline_a_part_of_a_repository_will_do(cache, name):
+    """The client keeps a list of its files, which has more of them than were ever asked for."""
+    repository = cache / "models--org--tiny"
+    names = [*(path.name for path in (repository / "snapshots" / COMMIT).iterdir()), ".gitattributes"]
+    entry = _tree_cache.TreeCacheEntry(size=1, blob_id="0" * 40)
+    _tree_cache.write_tree_cache(str(repository), COMMIT, dict.fromkeys(names, entry))
+    assert list((repository / "trees").iterdir())
+    assert hub.from_hugging_face(name).name == COMMIT
+
+
+def test_a_download_is_kept_under_the_name_that_was_asked_for(cache, monkeypatch):
+    """Asked for by a commit, the client would not note which one the branch was, and find nothing offline."""
+    asked = []
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "model_info", lambda *_, **options: asked.append(options["revision"])
+    )
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda _, **options: asked.append(options["revision"]) or str(cache),
+    )
+    hub.from_hugging_face("hf://org/tiny")
+    hub.from_hugging_face("hf://org/tiny@v1")
+    assert asked == [None, None, "v1", "v1"]
+
+
+def test_a_full_disk_is_not_called_a_network(cache, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", "model.safetensors")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", full)
+    with pytest.raises(UserError, match=r"cannot be downloaded: No space left on device: model\.safetensors"):
+        hub.from_hugging_face("hf://org/other")
+
+
 def test_a_model_from_the_hub_computes_what_transformers_does(cache):
     ids = np.arange(40, dtype="int32")[None]
     backbone, _ = load_backbone("hf://org/tiny")
@@ -75,14 +112,16 @@ def test_presets_are_keras_hubs():
     assert set(hub.presets()) == set(keras_hub.models.LlamaBackbone.presets)
 
 
-def test_a_preset_downloaded_before_comes_from_kaggles_cache(tmp_path, monkeypatch):
+@pytest.mark.parametrize("by_handle", [False, True])
+def test_a_preset_downloaded_before_comes_from_kaggles_cache(tmp_path, monkeypatch, by_handle):
     """With Kaggle's version as its revision, and Meta's settings since it is known by name."""
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path))
     folder = tmp_path / "models" / hub.presets()["llama3.2_1b"]
     tiny.backbone(tied=False).save_to_preset(str(folder))
     folder.with_name(f"{folder.name}.complete").touch()
-    info = base_info("llama3.2_1b")
-    assert (info.name, info.source, info.revision) == ("llama3.2_1b", "llama3.2_1b", folder.name)
+    name = f"kaggle://{hub.presets()['llama3.2_1b']}" if by_handle else "llama3.2_1b"
+    info = base_info(name)
+    assert (info.name, info.source, info.revision) == (name, name, folder.name)
     assert info.licence == "llama3.2" and info.notice.startswith("Built with Llama.")
     assert info.architecture["layer_norm_epsilon"] == 1e-5
     assert info.architecture["rope_scaling"]["factor"] == 32.0

@@ -1,6 +1,7 @@
 """A run that cannot fit is refused before it trains, and told what would fit."""
 
 import dataclasses
+import re
 from types import SimpleNamespace
 
 import keras
@@ -87,6 +88,25 @@ def test_settings_that_fit_are_named_and_the_smallest_change_comes_first(recipe,
     assert fitting(half - 1)["training.accumulation"] == 4
     assert fitting(half, "training.accumulation") != {"training.accumulation": 2}
     assert fitting(1000) is None
+
+
+def test_devices_of_one_cpu_share_its_memory_and_divide_what_is_named(recipe, base, monkeypatch):
+    """What fits is found for all of them together, and each must still have a share of every micro-batch."""
+    for devices, accumulation in ((2, 2), (4, 2), (8, None)):
+        several = updated(recipe, {"distribution.data": devices})
+        positions = memory_check.training_positions(memory_check.in_one_memory(several), EXAMPLES, 64)
+        assert positions.rows == 8
+
+        def check(recipe=several, positions=positions):
+            return memory_check._checked(recipe, base, memory.Clock(), training=positions)
+
+        peak = check().peak_bytes
+        with monkeypatch.context() as patched:
+            patched.setattr(memory_check, "_free_bytes", lambda _, peak=peak: peak - 1)
+            with pytest.raises(UserError) as refused:
+                check()
+        named = re.search(r"training\.accumulation=(\d+)", str(refused.value))
+        assert (named and int(named[1])) == accumulation
 
 
 def test_a_run_that_does_not_fit_says_what_it_needs_and_what_there_is():

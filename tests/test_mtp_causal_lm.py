@@ -70,6 +70,8 @@ def test_only_prefix_and_heads_train_unless_asked():
     assert {v.dtype for v in frozen.trainable_variables} == {"float32"}
     unfrozen = MTPCausalLM(tiny.backbone(), freeze_backbone=False)
     assert len(unfrozen.trainable_variables) == len(unfrozen.backbone.variables)
+    again = MTPCausalLM(frozen.backbone, freeze_backbone=False)  # one that was frozen before
+    assert len(again.trainable_variables) == len(again.backbone.variables)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -121,6 +123,7 @@ def test_prefix_start(start, rows):
         ({"prefix_length": -1}, "`prefix_length` must be at least 0. Received: prefix_length=-1"),
         ({"outputs": "probabilities"}, "`outputs` must be one of"),
         ({"heads": [keras.layers.Dense(3)]}, "`heads` must be a list of `MTPHead` layers"),
+        ({"heads": [LinearHead()] * 2}, "`heads` must be different layers. Received the same one twice"),
         (
             {"prefix_length": 2, "prefix_start": "zeros"},
             '`start` must be "vocabulary", "random" or token ids',

@@ -97,6 +97,15 @@ def test_an_answer_goes_on_where_its_prompt_ended(tmp_path):
     assert 2 not in tokenizer.encode("the</s>", continues=True)
 
 
+def test_a_text_that_goes_on_keeps_the_space_in_front_of_it(tmp_path):
+    tokenizer = read(tmp_path)
+    ids = tokenizer.encode("x the apples")
+    for place in range(1, len(ids)):
+        before, behind = tokenizer.decode(ids[:place]), tokenizer.decode(ids[place:], continues=True)
+        assert before + behind == "x the apples"
+    assert tokenizer.decode(tokenizer.encode("the")) == "the"
+
+
 def test_user_defined_pieces_are_always_read(tmp_path):
     pieces, _scores, kinds = map(list, vocabulary())
     place = max(index for index, piece in enumerate(pieces) if len(piece) == 1)

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import httpx2
@@ -23,7 +24,10 @@ from keras_mtp.data.encoding import encode_prompt
 from keras_mtp.export import check
 from keras_mtp.export.served_model import ABOUT, About
 from keras_mtp.generation.draws import uniforms
-from keras_mtp.serve import IDLE_CONNECTION, make_engine
+from keras_mtp.generation.stream import UNFINISHED
+from keras_mtp.limits import Refused
+from keras_mtp.serve import IDLE_CONNECTION, logprobs, make_engine
+from keras_mtp.serve.answer import Answer, Wish
 from keras_mtp.serve.app import make_app
 from tests.tiny_server import QUESTION, Server, export_tiny, get, until
 
@@ -170,9 +174,14 @@ def test_what_is_drawn_has_the_law_and_the_numbers_of_the_library(client, server
     assert server.engine.tokenizer.decode(said) == alone
 
 
+def test_every_prompt_of_a_request_draws_its_own(client):
+    wish = {"temperature": 2.0, "seed": 4}
+    texts = [choice.text for choice in _complete(client, [[5, 6, 7]] * 3, **wish).choices]
+    assert len(set(texts)) == 3 and texts[0] == _complete(client, [5, 6, 7], **wish).choices[0].text
+
+
 def _drawn(server, prompt, *, temperature, top_p, seed) -> list[int]:
     """The token ids of a sampled answer, by `prefill` and `step` themselves."""
-    from keras_mtp.serve.answer import Answer, Wish
     from keras_mtp.serve.batch import Batch
 
     wish = Wish(prompt=prompt, max_new_tokens=LONGEST, temperature=temperature, top_p=top_p, seed=seed)
@@ -198,6 +207,21 @@ def test_logprobs_of_a_prompt_as_lm_eval_asks_for_them(client, server):
         assert max(best.values()) == pytest.approx(logprobs[place].max(), abs=1e-4)
     nothing_new = _complete(client, [ids], max_tokens=0, echo=True, logprobs=0).choices[0]
     assert nothing_new.logprobs.token_logprobs == answer.token_logprobs[:-1]
+
+
+def test_tokens_that_are_parts_of_a_character_have_no_bytes_of_their_own(model):
+    """Clients join the bytes; those of the vocabulary's spelling would be others."""
+    part = next(
+        i for i in range(model.tokenizer.vocabulary_size) if UNFINISHED in model.tokenizer.decode([i])
+    )
+    whole = model.tokenizer.encode("how")[0]
+    found = logprobs.of_chat([logprobs.Place(token, -1.0, []) for token in (part, whole)], model.tokenizer)
+    assert [entry["bytes"] for entry in found["content"]] == [
+        None,
+        [*model.tokenizer.decode([whole]).encode()],
+    ]
+    assert found["content"][0]["token"] == model.tokenizer.backend.id_to_token(part)
+    assert logprobs.of_completion([], model.tokenizer, 1)["text_offset"] == []
 
 
 def test_an_end_token_at_once_is_among_the_logprobs(client, server):
@@ -260,6 +284,8 @@ BAD = [
     (COMPLETIONS, {"prompt": "a", "temperature": "hot"}, 400, "`temperature` must be"),
     (COMPLETIONS, '{"prompt": "a", "temperature": NaN}', 400, "`temperature` must be"),
     (COMPLETIONS, {"prompt": "a", "top_p": 2}, 400, "`top_p` must be"),
+    (COMPLETIONS, {"prompt": "a", "temperature": 10**400}, 400, "`temperature` must be"),
+    (COMPLETIONS, '{"prompt": "a", "temperature": NaN}', 400, "`temperature` must be"),
     (COMPLETIONS, {"prompt": "a", "n": 2}, 400, "`n` is not supported"),
     (COMPLETIONS, {"prompt": "a", "stop": 5}, 400, "`stop` must be"),
     (COMPLETIONS, {"prompt": "a", "stream": "yes"}, 400, "`stream` must be"),
@@ -270,6 +296,7 @@ BAD = [
     (CHAT, {"messages": [{"role": "king", "content": "a"}]}, 400, "must have a role"),
     (CHAT, {"messages": [{"role": [], "content": "a"}]}, 400, "must have a role"),
     (CHAT, {"messages": [{"role": "user", "content": 5}]}, 400, "a text as content"),
+    (CHAT, {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, 400, "a text as content"),
     (CHAT, {"messages": [{"role": "user", "content": " "}]}, 400, "must not be empty"),
     (CHAT, {"messages": [{"role": "user", "content": "<|im_end|>"}]}, 400, "special token"),
     (CHAT, {"messages": [{"role": "user", "content": "a"}], "max_tokens": 0}, 400, "`max_tokens` must be"),
@@ -353,9 +380,37 @@ def test_whoever_is_one_too_many_is_told_to_come_again(server, client, expected)
     assert _complete(client, prompt).choices[0].text == server.engine.tokenizer.decode(tokens)
 
 
+def test_questions_that_nobody_waits_for_any_more_do_not_count(server):
+    engine, held = server.engine, threading.Event()
+    first, *others = (engine.call(lambda model: held.wait()) for _ in range(engine.limits.max_queue))
+    with pytest.raises(Refused, match="wait already"):
+        engine.call(len)
+    assert all(asked.cancel() for asked in others)
+    last = engine.call(lambda model: "asked")
+    held.set()
+    assert first.result(60) and last.result(60) == "asked"
+
+
+def test_prompts_that_nobody_waits_for_any_more_do_not_fill_the_queue(server):
+    engine, left = server.engine, server.metric("keras_mtp_left_total")
+
+    def answers() -> list[Answer]:
+        wish = Wish(prompt=[9], max_new_tokens=200)
+        return [Answer(wish, engine.tokenizer, lambda news: None) for _ in range(engine.limits.max_queue)]
+
+    asked = [answers(), answers()]
+    for each in asked:  # the second time there would be no room
+        engine.submit(each)
+        for answer in each:
+            answer.cancelled = True
+    until(lambda: server.metric("keras_mtp_left_total") == left + len(asked[0]) + len(asked[1]))
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_who_goes_away_makes_room(server, stream):
     left = server.metric("keras_mtp_left_total")
+    status = f'keras_mtp_requests_total{{route="completions",status="{200 if stream else 499}"}}'
+    seen = server.metric(status)
     body = {"prompt": [9], "max_tokens": 200, "stream": stream}
     request = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(json.dumps(body))}\r\n\r\n{json.dumps(body)}"
     port = int(server.url.rpartition(":")[2])
@@ -364,6 +419,15 @@ def test_who_goes_away_makes_room(server, stream):
         until(lambda: server.metric("keras_mtp_running") == 1)
     until(lambda: server.metric("keras_mtp_left_total") == left + 1)
     assert server.metric("keras_mtp_running") == 0
+    until(lambda: server.metric(status) == seen + 1)
+
+
+def test_a_failure_is_counted_as_one(server, monkeypatch):
+    status = 'keras_mtp_requests_total{route="page",status="500"}'
+    before = server.metric(status)
+    monkeypatch.setattr("keras_mtp.serve.app.PAGE", Path("nowhere.html"))
+    assert get(server.url).status_code == 500
+    until(lambda: server.metric(status) == before + 1)
 
 
 def test_an_idle_connection_is_for_the_client_to_close(client):

@@ -11,8 +11,8 @@ import pytest
 
 from keras_mtp import study
 from keras_mtp.errors import UserError
-from keras_mtp.recipe import load_recipe, updated
-from keras_mtp.study import budget, page, runs
+from keras_mtp.recipe import load_recipe, to_toml, updated
+from keras_mtp.study import budget, page, results, runs
 from keras_mtp.study.arms import available_arms, load_arms
 from keras_mtp.study.statistics import holm, interval, mcnemar
 from tests.tiny_run import recipe as tiny_recipe
@@ -74,6 +74,19 @@ def test_mcnemar_counts_the_items_that_one_side_alone_got_right():
     assert (right, wrong) == (5, 1)
     assert p == pytest.approx(2 * (1 + 6) / 2**6)  # both tails of six fair coins
     assert mcnemar(others, others) == (0, 0, 1.0)
+    # The same items with three seeds more are no further witnesses.
+    assert mcnemar(np.repeat(ours, 4, 0), np.repeat(others, 4, 0)) == (right, wrong, p)
+
+
+def test_mcnemar_raises_no_alarm_for_items_that_every_seed_answers():
+    rng, alarms = np.random.default_rng(5), []
+    for _ in range(200):
+        easy = rng.normal(
+            0, 1, (2, 1, 64)
+        )  # each arm finds some items easier, of its own accord, with every seed
+        scores = (rng.normal(0, 0.5, (2, 5, 64)) < easy).astype(float)
+        alarms.append(mcnemar(*scores)[2] < 0.05)
+    assert np.mean(alarms) <= 0.08
 
 
 def test_holm_adjusts_for_the_number_of_comparisons():
@@ -110,6 +123,9 @@ def test_the_arms_of_a_method_are_all_tuned_by_it(method):
         ("[arms.a]\n[arms.b]\nheads.count = 'x'", "`heads.count` must be a whole number."),
         ("[arms.a]\n[arms.b]\ntraining.seed = 1", "`arms.b` must not set training.seed"),
         ("[arms.a]\n[arms.b]\nseeds = 0", "`arms.b.seeds` must be a whole number, at least 1. Received: 0."),
+        ("baseline = ['a']\n[arms.a]\n[arms.b]", "There is no arm ['a'] to compare with."),
+        ("[arms.a]\n[arms.b]\nevaluation.test_limit = 5", "`evaluation.test_limit` must be the same for every arm"),
+        ("[grid]\nevaluation.limit = [3]\n[arms.a]\n[arms.b]", "`evaluation.limit` must be the same for every arm"),
         ("baseline = 'c'\n[arms.a]\n[arms.b]", "There is no arm 'c' to compare with. The arms: a, b."),
         ("pairs = [['a']]\n[arms.a]\n[arms.b]", "`pairs` must look like"),
         ("tuning_seeds = true\n[arms.a]\n[arms.b]", "`tuning_seeds` must be a whole number"),
@@ -177,7 +193,7 @@ def test_the_page_says_what_was_found_and_on_what(done):
     assert (
         outcome.at_the_edge == ["none", "linear"] and "may lie beyond: none, linear." in text
     )  # of two values
-    assert "tiny on GSM8K" in text and "only it right" in text
+    assert "tiny on GSM8K" in text and "answered right more often (McNemar)" in text
     assert json.loads((folder / page.JSON).read_text()) == outcome.to_json()
     for picture in (page.CURVES, page.DIFFERENCES):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
@@ -289,6 +305,50 @@ def test_results_of_another_study_are_refused(done):
         )
 
 
+def test_results_of_another_backend_are_refused(done):
+    recipe, arms, folder, _ = done
+    with pytest.raises(
+        UserError,
+        match=r"made on one backend. Received: jax, and .*made on torch. Go on with --backend torch",
+    ):
+        study.run(recipe, arms, folder, seeds=1, backend="jax", progress=False)
+
+
+def test_answers_may_hold_every_line_separator(tmp_path):
+    write_inputs(tmp_path)
+    recipe = tiny_recipe(tmp_path, heads__count=0, training__compile=False)
+    (tmp_path / "recipe.toml").write_text(to_toml(recipe))
+    command = [
+        sys.executable,
+        "-m",
+        "keras_mtp",
+        "recipe",
+        str(tmp_path / "recipe.toml"),
+        "--backend",
+        "torch",
+    ]
+    subprocess.run([*command, "--run", str(tmp_path / "run")], check=True, capture_output=True)
+    answers = tmp_path / "run" / "answers.jsonl"
+    rows = [
+        json.loads(line) | {"after": "a\u2028b\u2029c\u0085d"}
+        for line in answers.read_text().split("\n")
+        if line
+    ]
+    answers.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    found = results.collect(tmp_path / "run", arm="a", point={}, recipe=recipe, versions={})
+    assert found.scores == [row["score"] for row in rows] and rows
+
+
+def test_seeds_that_ended_early_are_drawn_as_far_as_all_came(done, tmp_path):
+    *_, outcome = done
+    linear = outcome.arms["linear"]
+    first, second = linear.results
+    short = dataclasses.replace(first, steps=first.steps[:-1], curve=first.curve[:-1])
+    arms = outcome.arms | {"linear": dataclasses.replace(linear, results=[short, second])}
+    page.write(dataclasses.replace(outcome, arms=arms), tmp_path)
+    assert (tmp_path / page.CURVES).exists() and (tmp_path / page.MARKDOWN).exists()
+
+
 def test_a_result_of_a_version_that_lacked_a_field_had_its_default(done, tmp_path):
     recipe, arms, folder, _ = done
     each = runs.unit(recipe, arms.arms["none"], arms.points[0], 0)
@@ -297,11 +357,11 @@ def test_a_result_of_a_version_that_lacked_a_field_had_its_default(done, tmp_pat
     content = json.loads((folder / "results" / path.name).read_text())
     del content["recipe"]["heads"]["schedule"]
     path.write_text(json.dumps(content))
-    assert each.name in runs.finished([each], tmp_path)
+    assert each.name in runs.finished([each], tmp_path, "torch")
     content["recipe"]["heads"]["colour"] = "red"
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"another recipe or version: Unknown key `heads\.colour`"):
-        runs.finished([each], tmp_path)
+        runs.finished([each], tmp_path, "torch")
 
 
 def test_measured_gradients_are_kept(tmp_path):
@@ -323,7 +383,7 @@ def test_a_damaged_result_is_named(done, tmp_path):
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / f"{each.name}.json").write_text("{")
     with pytest.raises(UserError, match=r"none\.learning_rate_0\.001\.seed_0\.json is damaged"):
-        runs.finished([each], tmp_path)
+        runs.finished([each], tmp_path, "torch")
 
 
 def test_a_run_that_diverged_never_wins_and_is_said_to(done):

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_mtp import MTPCausalLM, UserError
+from keras_mtp import MTPCausalLM, Sampling, UserError
 from keras_mtp.data.encoding import encode_prompt
 from tests import tiny
 from tests.tiny_gguf import write_tiny_gguf
@@ -124,6 +124,24 @@ def test_text_comes_as_it_is_made_and_ends_at_a_stop_text(model):
     assert model.generate("how many", stop=[stop], **ask) == cut
     other = model.generate("apples", **ask)
     assert model.generate(["how many", "apples"], stop=[stop], **ask) == [cut, other.split(stop)[0]]
+
+
+def test_one_stop_text_need_not_be_a_list(model):
+    whole = model.generate("how many", max_new_tokens=12, stop_ids=NO_STOP)
+    stop = whole[len(whole) // 2 :][:2]
+    assert model.generate("how many", stop=stop, max_new_tokens=12, stop_ids=NO_STOP) == whole.split(stop)[0]
+
+
+def test_nothing_is_compiled_again_for_another_seed_or_length():
+    model = MTPCausalLM(tiny.backbone(num_layers=1))
+
+    def said(count: int, seed: int) -> list[int]:
+        sampling = Sampling(temperature=9.0, seed=seed)
+        return model.generate([1, 2], max_new_tokens=count, stop_ids=NO_STOP, sampling=sampling)
+
+    assert said(5, 0) == said(5, 0) != said(5, 1) and said(4, 1) == said(5, 1)[:4]
+    (generator,) = model._text_generator._generators.values()
+    assert len(generator._decodings) == 1
 
 
 def test_text_needs_a_tokenizer():

@@ -176,7 +176,9 @@ def held_by(recipe: Recipe, wanted: list[str]) -> list[str]:
 
 def exported(run: Path, form: str, exports: Path) -> Path:
     """The folder of an export, made by the command, which chooses its own backend."""
-    folder = exports / f"{run.name}-{form}"
+    # Runs of the same name are not the same run.
+    digest = json.loads((run / "checkpoint" / "checkpoint.json").read_text(encoding="utf-8"))["sha256"]
+    folder = exports / f"{run.name}-{digest[:8]}-{form}"
     if not folder.exists():
         command = [sys.executable, "-m", "keras_mtp", "export", str(run), str(folder), "--format", form]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -101,13 +101,11 @@ def load(wanted: Mapping[str, Any]) -> dict[str, Any]:
     clock = memory.Clock()
     dtype, quantize = STORED[wanted["stored"]]
     dtype = "bfloat16" if dtype == "mixed_bfloat16" else dtype  # as a frozen trunk is stored
-    begun = time.monotonic()
     backbone, _ = load_backbone(wanted["model"], dtype=dtype, quantize=quantize)
     trunk_bytes = sum(math.prod(v.shape) * _BYTES[v.dtype] for v in backbone.variables)
     return {
         "peak_bytes": clock.peak_bytes,
         "trunk_bytes": trunk_bytes,
-        "seconds": time.monotonic() - begun,
     }
 
 

@@ -38,6 +38,7 @@ import datetime
 import json
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -241,9 +242,9 @@ def _in_a_process(backend: str, settings: Sequence[str]) -> dict[str, Any]:
 
 
 def fitted(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Factors by backend and dtype, from the rows that are to be fitted to."""
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for backend in BACKENDS:
+    """Factors by backend and dtype, from the rows that are to be fitted to; a backend without any keeps those it has."""
+    found: dict[str, dict[str, dict[str, float]]] = tomllib.loads(FACTORS.read_text(encoding="utf-8"))
+    for backend in {row["backend"] for row in rows if row["fit"]}:
         start = np.array([part not in NOTHING.get(backend, ()) for part in ("program", *PARTS)], float)
         found[backend] = {}
         for dtype in ("float32", "mixed_bfloat16"):

@@ -46,6 +46,7 @@ BATCH, QUEUE = 4, 16  # answers at a time, and further ones that may wait
 TOO_MUCH = 10
 SHORT, LONG = 16, 96  # tokens of an answer
 PARTS = ("overload", "hostile", "drain", "clients", "speculative")
+CUT_OFF: dict = {}  # no event at all; a stream ends with None
 PROMPTS = [f"Tom has {n} apples and buys {n + 3} more. How many has he now?" for n in range(2, 10)]
 ENDED = (0, -signal.SIGTERM)  # uvicorn passes the signal on once all has been answered
 Found = dict[str, Any]
@@ -192,15 +193,13 @@ async def drain(served: Served) -> Found:
     begun = asyncio.Barrier(BATCH + 1)
 
     async def client(prompt: str) -> str:
-        text, first = "", True
-        async for event in served.stream(prompt, LONG):
-            if first:
-                await begun.wait()
-                first = False
-            if event is None:
-                return text
+        text, events = "", served.stream(prompt, LONG)
+        event = await anext(events, CUT_OFF)
+        await begun.wait()
+        while event:
             text += "".join(choice["text"] for choice in event["choices"])
-        return f"cut off: {text}"
+            event = await anext(events, CUT_OFF)
+        return text if event is None else f"cut off: {text}"
 
     clients = [asyncio.create_task(client(prompt)) for prompt in PROMPTS[:BATCH]]
     await begun.wait()

@@ -100,5 +100,8 @@ def _noted(function: Callable, arguments: tuple, leaves: Sequence) -> tuple[Any,
         result = function(*arguments)
     graph.output([node_of(leaf) for leaf in tree.flatten(result)])
     program = GraphModule(constants, graph)
+    # What the classes above hold lives until all garbage is collected: every tensor of this pass, if they held them still.
+    alive.clear()
+    nodes.clear()
     structure = tree.map_structure(lambda _: 0, result)
     return result, lambda leaves: tree.pack_sequence_as(structure, program(*leaves))

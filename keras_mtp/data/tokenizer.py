@@ -115,10 +115,23 @@ class Tokenizer:
                 f"`text` must be valid Unicode. Received: {text!r:.60}. Mend the text."
             ) from error
 
-    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
-        """The text of some token ids. Bytes that are not UTF-8 become U+FFFD."""
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True, continues: bool = False) -> str:
+        """The text of some token ids. Bytes that are not UTF-8 become U+FFFD.
+
+        Args:
+            ids: list of int. skip_special: bool. Whether special tokens are left out.
+            continues: bool. Whether other tokens stand before these. Then SentencePiece's space in front of the first is kept, as
+                it is in front of every other; other tokenizers make no difference.
+        """
+        before, text_before = self._before if continues else ([], "")
         with refused_panics():
-            return self.backend.decode(list(ids), skip_special_tokens=skip_special)
+            return self.backend.decode([*before, *ids], skip_special_tokens=skip_special)[len(text_before) :]
+
+    @functools.cached_property
+    def _before(self) -> tuple[list[int], str]:
+        """Some tokens to stand before others, and their text."""
+        ids = self.encode("a")
+        return ids, self.decode(ids)
 
     def with_template(self, source: str) -> "Tokenizer":
         """A copy that renders conversations by another chat template, Jinja2 text."""

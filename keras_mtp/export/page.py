@@ -4,6 +4,7 @@ from string import Template
 
 import keras
 
+from keras_mtp.data.encoding import encode_raw
 from keras_mtp.export.prompt_code import prompt_code
 from keras_mtp.models.backbone import BaseInfo
 
@@ -73,7 +74,7 @@ def page(model: keras.Model, base: BaseInfo, version: str) -> str:
         model: the `MTPCausalLM` that was exported, with its tokenizer. base: what it was made from. version: of keras_mtp.
     """
     tokenizer = model.tokenizer
-    example = tokenizer.encode("Two and two make")
+    example = encode_raw("Two and two make", tokenizer)
     return _PAGE.substitute(
         base=base.name,
         version=version,

@@ -34,7 +34,7 @@ class Batch:
         prompts: Sequence[Sequence[int]],
         *,
         rows: int,
-        pad_to: int,
+        pad_to: int = 0,
         max_new_tokens: int,
         stop_ids: np.ndarray,
         sampling: Sampling,
@@ -69,11 +69,15 @@ class Batch:
     def read(self) -> None:
         """Reads the prefix and the prompts, and says the first token of every answer."""
         decoding, backbone = self.decoding, self.decoding.forward.backbone
-        cache = decoding.read_prefix(self.cache)
+        self.cache = decoding.read_prefix(
+            self.cache
+        )  # not one beside another: each may be most of what is left of the memory
         state = ops.zeros((len(self.lengths), 1, backbone.hidden_dim), backbone.compute_dtype)
         for done in range(0, int(self.lengths.max()), PREFILL):
-            state, cache = decoding.prefill(self.rows.ids, np.int32(done), self.lengths, state, cache)
-        self.rows, self.cache = decoding.first(state, self.stop_ids, self.uniforms, self.rows, cache)
+            state, self.cache = decoding.prefill(
+                self.rows.ids, np.int32(done), self.lengths, state, self.cache
+            )
+        self.rows, self.cache = decoding.first(state, self.stop_ids, self.uniforms, self.rows, self.cache)
         self.prompt_seconds = self._elapsed()
 
     def admit(self, newcomers: "Batch", places: Sequence[int]) -> None:

@@ -19,6 +19,7 @@ from keras_mtp import backend
 from keras_mtp.generation.attention import attend_filled
 from keras_mtp.generation.cache import Cache, Entry, at_slots, positions_from
 from keras_mtp.generation.merged_kernels import MergedKernels
+from keras_mtp.generation.sampling import likeliest
 from keras_mtp.layers.block import BlockWeights, Rotation, head_dim, run_block
 from keras_mtp.quantised import embedded
 from keras_mtp.unembedding import unembedding_kernel
@@ -164,10 +165,10 @@ class CachedForward:
     def likeliest(self, weights: Weights, states):
         """The likeliest token of the draft vocabulary: (B, R, D) -> int32 (B, R)."""
         if weights.drafts is None:
-            return _largest(self.logits(states))
+            return likeliest(self.logits(states))
         rows = ops.reshape(states, (-1, states.shape[-1]))
         tied = self.backbone.token_embedding.tie_weights
-        place = _largest(backend.matmul(rows, weights.drafts, transpose_b=tied))
+        place = likeliest(backend.matmul(rows, weights.drafts, transpose_b=tied))
         return ops.reshape(ops.take(self.draft_ids, place), ops.shape(states)[:2])
 
     def _draft_unembedding(self):
@@ -210,11 +211,6 @@ class _Run:
             return attend_filled(query, keys, values, self.positions, scale)
 
         return run_block(self.weights[place], x, self.rotation, attend)
-
-
-def _largest(logits):
-    """The place of the largest on the last axis; one that exists, even among NaN."""
-    return ops.clip(ops.cast(ops.argmax(logits, axis=-1), "int32"), 0, logits.shape[-1] - 1)
 
 
 def _empty(block, batch_size: int, slots: int) -> Entry:

@@ -1,8 +1,10 @@
 """Continues prompts with a model, plainly or with the drafts of its heads."""
 
+import copy
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Self
 
 import keras
 import numpy as np
@@ -65,49 +67,48 @@ class Generator:
         sampling: Sampling = GREEDY,
         rows: int = 1,
     ):
+        self._ask(stop_ids, max_new_tokens, sampling)
+        self.model = model
+        self.speculate = speculate and bool(model.heads)
+        self.exact = exact or self.speculate
+        self.rows = rows
+        self._merged = MergedKernels(model.lora)
+        self._decodings: dict[tuple[bool, int], Decoding] = {}
+
+    def asked(self, *, stop_ids: Collection[int], max_new_tokens: int, sampling: Sampling) -> Self:
+        """The same programs with another wish; `sampling` is to be of the same law."""
+        other = copy.copy(self)
+        other._ask(stop_ids, max_new_tokens, sampling)
+        return other
+
+    def _ask(self, stop_ids: Collection[int], max_new_tokens: int, sampling: Sampling) -> None:
         if max_new_tokens < 0:
             raise ValueError(
                 f"`max_new_tokens` must be at least 0. Received: max_new_tokens={max_new_tokens}"
             )
         if not stop_ids:
             raise ValueError("`stop_ids` must hold at least one token id. Received an empty collection.")
-        self.model = model
         self.stop_ids = np.array(sorted(stop_ids), "int32")
-        self.max_new_tokens = max_new_tokens
-        self.speculate = speculate and bool(model.heads)
-        self.exact = exact or self.speculate
-        self.sampling = sampling
-        self.rows = rows
-        self._merged = MergedKernels(model.lora)
-        self._decodings: dict[tuple[bool, int], Decoding] = {}
+        self.max_new_tokens, self.sampling = max_new_tokens, sampling
 
-    def __call__(self, prompts: Sequence[Sequence[int]], pad_to: int | None = None) -> list[list[int]]:
+    def __call__(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """Continues a batch of prompts.
 
         Args:
             prompts: token ids of every prompt, none empty.
-            pad_to: give the cache room for prompts of this many tokens, so that batches share one compiled shape.
 
         Returns:
             The new tokens of every prompt, without the stop token.
         """
-        return self.answer(prompts, pad_to=pad_to).tokens
+        return self.answer(prompts).tokens
 
-    def answer(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        pad_to: int | None = None,
-        on_tokens: OnTokens | None = None,
-        passes: int = STRETCH,
-    ) -> Answers:
+    def answer(self, prompts: Sequence[Sequence[int]], *, on_tokens: OnTokens | None = None) -> Answers:
         """As a call, with what it cost.
 
         Args:
-            prompts, pad_to: as in a call.
-            on_tokens: is given the new tokens of every row, stop tokens left out, as they come; the rows that it
+            prompts: as in a call.
+            on_tokens: is given the new tokens of every row, stop tokens left out, every `STRETCH` passes; the rows that it
                 returns end there.
-            passes: after how many passes it is called.
         """
         if not self.max_new_tokens:
             return Answers(tokens=[[] for _ in prompts], statistics=NOTHING)
@@ -118,7 +119,6 @@ class Generator:
             self._decoding(self.speculate, width),
             prompts,
             rows=rows,
-            pad_to=pad_to or 0,
             max_new_tokens=self.max_new_tokens,
             stop_ids=self.stop_ids,
             sampling=self.sampling,
@@ -136,7 +136,7 @@ class Generator:
             if speculating and not pays(so_far.passes, so_far.tokens_per_pass):
                 batch.continue_plainly(self._decoding(False, width))
                 speculating = False
-            batch.run(passes if on_tokens or speculating else None)
+            batch.run(STRETCH if on_tokens or speculating else None)
         return Answers(tokens=batch.tokens(), statistics=batch.statistics(speculated=speculating))
 
     def answer_all(self, prompts: Sequence[Sequence[int]], journal: Journal | None = None) -> list[list[int]]:

@@ -40,6 +40,7 @@ def refilled(
             newcomers.read()
             free, ended = ended[:ADMITTED], ended[ADMITTED:]
             batch.admit(newcomers, free)
+            del newcomers  # and the cache of theirs, before the next ones get one
             asked |= zip(free, places, strict=False)
         batch.run(LOOK)
     return [answers[place] for place in range(len(prompts))]

@@ -7,6 +7,7 @@ law of p without x. That is speculative sampling (Leviathan et al. 2023, arXiv 2
 is certain, with the same tokens as without drafts and not only the same law.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +58,11 @@ class Sampling:
         """The numbers of a row's first `count` new tokens: float32 (count,), above 0 and below 1."""
         return uniforms(self.seed, row, count)
 
+    @property
+    def law(self) -> "Sampling":
+        """What the probabilities of tokens follow from; the seed does not matter for them."""
+        return dataclasses.replace(self, seed=0)
+
     def choose(self, logits, uniforms):
         """Tokens for logits (B, R, V) and uniforms (B, R): int tensor (B, R)."""
         return likeliest(logits) if self.temperature == 0.0 else drawn(self.weights(logits), uniforms)
@@ -75,8 +81,8 @@ GREEDY = Sampling()
 
 
 def likeliest(logits):
-    """(..., V) -> int32 (...)."""
-    return ops.cast(ops.argmax(logits, axis=-1), "int32")
+    """(..., V) -> int32 (...): the place of the largest; one that exists, even among NaN."""
+    return ops.clip(ops.cast(ops.argmax(logits, axis=-1), "int32"), 0, logits.shape[-1] - 1)
 
 
 def drawn(weights, uniforms):

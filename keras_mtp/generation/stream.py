@@ -39,10 +39,10 @@ class TextStream:
 
     def ids_of_text(self) -> list[int]:
         """The fewest of the tokens in whose text the answer is whole; all of them if no stop string ended it."""
-        for count in range(len(self.ids) + 1):
-            if len(self.decode(self.ids[:count])) > len(self.text):
-                return self.ids[: count - 1]
-        return self.ids
+        if self.decode(self.ids) == self.text:
+            return self.ids
+        counts = range(len(self.ids) + 1)
+        return next(self.ids[:n] for n in counts if self.decode(self.ids[:n]).startswith(self.text))
 
     def _give(self, end: int) -> str:
         start, self.given = self.given, max(self.given, end)
@@ -50,6 +50,6 @@ class TextStream:
 
     def _uncertain(self) -> int:
         """Characters at the end that may yet become others, or the beginning of a stop string."""
-        unfinished = len(self.text) - len(self.text.rstrip(UNFINISHED))
-        starts = (n for stop in self.stops for n in range(1, len(stop)) if self.text.endswith(stop[:n]))
-        return max(unfinished, *starts, 0)
+        finished = self.text.rstrip(UNFINISHED)
+        starts = (n for stop in self.stops for n in range(1, len(stop)) if finished.endswith(stop[:n]))
+        return len(self.text) - len(finished) + max(starts, default=0)

@@ -24,7 +24,7 @@ class Wish:
 
     max_new_tokens: int = 256
     stop_ids: Collection[int] | None = None
-    stop: Sequence[str] = ()
+    stop: str | Sequence[str] = ()
     raw: bool = False
     speculate: bool = False
     sampling: Sampling = GREEDY
@@ -60,17 +60,21 @@ class TextGenerator:
         generator = self._generator(wish)
         if not (wish.stop or wish.on_text):
             found = generator.answer(ids)
-            texts = [self._text(prompt, answer) for prompt, answer in zip(prompts, found.tokens, strict=True)]
+            texts = [
+                self._decoded(answer, wish) if isinstance(prompt, str) else answer
+                for prompt, answer in zip(prompts, found.tokens, strict=True)
+            ]
             return texts, found.statistics
-        streams = [TextStream(self.model.tokenizer.decode, wish.stop) for _ in prompts]
+        stops = (wish.stop,) if isinstance(wish.stop, str) else wish.stop
+        streams = [TextStream(lambda answer: self._decoded(answer, wish), stops) for _ in prompts]
         found = streamed(generator, ids, streams, wish.on_text)
         return [
             stream.text if isinstance(prompt, str) else stream.ids_of_text()
             for prompt, stream in zip(prompts, streams, strict=True)
         ], found.statistics
 
-    def _text(self, prompt: Prompt, answer: list[int]) -> Any:
-        return self.model.tokenizer.decode(answer) if isinstance(prompt, str) else answer
+    def _decoded(self, answer: list[int], wish: Wish) -> str:
+        return self.model.tokenizer.decode(answer, continues=wish.raw)
 
     def _encoded(self, prompt: Prompt, raw: bool) -> list[int]:
         if isinstance(prompt, str):
@@ -94,16 +98,15 @@ class TextGenerator:
         stop_ids = wish.stop_ids
         if stop_ids is None:
             stop_ids = () if self.model.tokenizer is None else self.model.tokenizer.eos_ids
-        key = tuple(stop_ids), wish.max_new_tokens, wish.speculate, wish.sampling
+        asked: dict[str, Any] = {
+            "stop_ids": stop_ids,
+            "max_new_tokens": wish.max_new_tokens,
+            "sampling": wish.sampling,
+        }
+        key = wish.speculate, wish.sampling.law  # what programs are made for
         if key not in self._generators:
-            self._generators[key] = Generator(
-                self.model,
-                stop_ids=stop_ids,
-                max_new_tokens=wish.max_new_tokens,
-                speculate=wish.speculate,
-                sampling=wish.sampling,
-            )
-        return self._generators[key]
+            self._generators[key] = Generator(self.model, speculate=wish.speculate, **asked)
+        return self._generators[key].asked(**asked)
 
 
 def streamed(

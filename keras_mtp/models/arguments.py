@@ -24,6 +24,10 @@ def check_arguments(backbone, prefix_length, prefix_kind, heads, outputs, draft_
     for head in heads:
         if not isinstance(head, MTPHead):
             raise ValueError(f"`heads` must be a list of `MTPHead` layers. Received: {head!r}")
+    if len({id(head) for head in heads}) < len(heads):
+        raise ValueError(
+            "`heads` must be different layers. Received the same one twice: make one for each place."
+        )
     if outputs not in VIEWS:
         raise ValueError(f"`outputs` must be one of {VIEWS}. Received: outputs={outputs!r}")
     if any(not 0 <= token < backbone.vocabulary_size for token in draft_vocabulary):

@@ -56,16 +56,21 @@ def _snapshot(repository: str, revision: str | None) -> Path:
     import huggingface_hub
 
     # Asked first, once and with a limit: it tells at once whether the hub can be reached.
-    model = huggingface_hub.HfApi().model_info(repository, revision=revision, timeout=TIMEOUT_SECONDS)
+    huggingface_hub.HfApi().model_info(repository, revision=revision, timeout=TIMEOUT_SECONDS)
+    # By the name that the user gave, not by the commit: offline the cache finds what was asked for by the same name.
     return Path(
-        huggingface_hub.snapshot_download(repository, revision=model.sha, allow_patterns=_HUGGING_FACE_FILES)
+        huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=_HUGGING_FACE_FILES)
     )
 
 
 def _cached_snapshot(repository: str, revision: str | None) -> Path:
     import huggingface_hub
 
-    return Path(huggingface_hub.snapshot_download(repository, revision=revision, local_files_only=True))
+    return Path(
+        huggingface_hub.snapshot_download(
+            repository, revision=revision, allow_patterns=_HUGGING_FACE_FILES, local_files_only=True
+        )
+    )
 
 
 def from_kaggle(name: str, handle: str) -> Path:
@@ -100,10 +105,18 @@ def presets() -> dict[str, str]:
     return {name: preset["kaggle_handle"].removeprefix(KAGGLE) for name, preset in known.items()}
 
 
+def preset_of(handle: str) -> str | None:
+    """The name under which keras-hub knows a handle of Kaggle's, whatever its version."""
+    kind = handle.split("/")[:4]
+    return next((name for name, known in presets().items() if known.split("/")[:4] == kind), None)
+
+
 def _refuse(name: str, error: Exception, log_in: str) -> NoReturn:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403, 404):
         reason = f"it does not exist, or you may not read it (HTTP {status}). Check the spelling, or {log_in}"
+    elif isinstance(error, OSError) and error.filename:  # of the disk, not of the network
+        reason = f"{error.strerror}: {error.filename}"
     else:
         reason = (
             f"its hub cannot be reached and it is not in the cache ({type(error).__name__}). Check the network, or "

@@ -58,7 +58,7 @@ def find(name: str) -> Location:
         )
     if handle := _kaggle_handle(name):
         path = hub.from_kaggle(name, handle)
-        preset = None if "://" in name else name
+        preset = hub.preset_of(handle) if "://" in name else name
         return Location(path=path, name=name, source=name, revision=path.name, preset=preset)
     path = Path(name)
     if not name or not _is_model_path(path):

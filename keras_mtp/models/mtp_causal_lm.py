@@ -109,8 +109,7 @@ class MTPCausalLM(keras.Model):
         # === Layers ===
         dtype = _float32_variables(backbone.token_embedding.dtype_policy)
         mend(backbone)
-        if freeze_backbone:
-            backbone.trainable = False
+        backbone.trainable = not freeze_backbone
         prefix = None
         if prefix_length:
             prefix = _prefix(backbone, prefix_length, prefix_kind, prefix_start, seed, dtype)
@@ -177,7 +176,7 @@ class MTPCausalLM(keras.Model):
         *,
         max_new_tokens: int = 256,
         stop_ids: Collection[int] | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         raw: bool = False,
         speculate: bool = False,
         sampling: Sampling = GREEDY,
@@ -189,7 +188,7 @@ class MTPCausalLM(keras.Model):
             prompts: a text, a list of token ids, or a list of either. They are answered as one batch.
             max_new_tokens: int. Longest answer, in tokens.
             stop_ids: token ids that end an answer; the tokenizer's own if None.
-            stop: texts that end an answer.
+            stop: a text that ends an answer, or several.
             raw: bool. A text is put into the model's chat template as a user's turn, as in training. True leaves it as
                 it stands. Token ids always are.
             speculate: bool. Let `heads` draft tokens that `head_1` verifies several at a time. The answer does not

@@ -8,9 +8,8 @@ from keras_mtp.data.tokenizer import Tokenizer
 from keras_mtp.errors import UserError
 from keras_mtp.flops import Sizes
 from keras_mtp.models.backbone import DEFAULT_MODEL, opened
+from keras_mtp.models.location import RANDOM
 from keras_mtp.models.shapes import shapes
-
-RANDOM = "random:"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """One answer on its way: tokens in, pieces of text out, to whoever waits for them."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,8 @@ class Wish:
     Args:
         prompt: token ids. max_new_tokens: longest answer. stop: texts that end it and are not part of it.
         temperature: 0 for the likeliest tokens. top_p: draw among the fewest tokens that have this probability together.
-        seed: of what is drawn.
+        continues: whether the answer goes on with the prompt's text; else it is a text of its own, a turn.
+        seed: of what is drawn. row: place among the request's prompts, each of which draws its own.
     """
 
     prompt: Sequence[int]
@@ -24,7 +26,9 @@ class Wish:
     stop: Sequence[str] = ()
     temperature: float = 0.0
     top_p: float = 1.0
+    continues: bool = False
     seed: int = 0
+    row: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +72,10 @@ class Answer:
     stream: TextStream = field(init=False)
 
     def __post_init__(self):
-        self.stream = TextStream(self.tokenizer.decode, self.wish.stop)
+        decode = functools.partial(self.tokenizer.decode, continues=self.wish.continues)
+        self.stream = TextStream(decode, self.wish.stop)
         longest = self.wish.max_new_tokens
-        self._numbers = uniforms(self.wish.seed, 0, longest) if self.wish.temperature else None
+        self._numbers = uniforms(self.wish.seed, self.wish.row, longest) if self.wish.temperature else None
 
     def numbers(self, width: int) -> list[float]:
         """By which the next `width` tokens are drawn; what lies behind the longest answer is never used."""

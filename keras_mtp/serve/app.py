@@ -8,13 +8,14 @@ from pathlib import Path
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from keras_mtp.serve.engine import Engine
 from keras_mtp.serve.openai_api import OpenAIAPI
+from keras_mtp.serve.running import unheard
 from keras_mtp.serve.tf_serving_api import TFServingAPI
 
 PAGE = Path(__file__).parent / "page.html"
@@ -73,7 +74,11 @@ def make_app(name: str, engine: Engine) -> Starlette:
         routes=routes,
         lifespan=lifespan,
         middleware=[Middleware(_Counted, engine=engine)],
-        exception_handlers={HTTPException: _no_such_path, Exception: _failed},  # type: ignore[dict-item]
+        exception_handlers={
+            HTTPException: _no_such_path,  # type: ignore[dict-item]
+            ClientDisconnect: unheard,
+            Exception: _failed,
+        },
     )
 
 
@@ -105,6 +110,9 @@ class _Counted:
 
         try:
             await self.app(scope, receive, noting)
+        except Exception:  # which is answered further out
+            status = "500" if status == "gone" else status
+            raise
         finally:
             route = getattr(scope.get("endpoint"), "__name__", "other")
             self.metrics.requests.labels(route, status).inc()

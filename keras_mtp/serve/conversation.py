@@ -38,12 +38,14 @@ def _turn(message: Any) -> Message:
         )
     content = message.get("content")
     if isinstance(content, list):  # in parts
-        texts = [
-            part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"
-        ]
-        content = "".join(map(str, texts)) if len(texts) == len(content) else None
+        parts = [part["text"] for part in content if _is_text(part)]
+        content = "".join(parts) if len(parts) == len(content) else None
     if not isinstance(content, str):
         raise Refused(
             f"Each of `messages` must have a text as content. Received: {message!r:.80}.", param="messages"
         )
     return Message(ROLES[message["role"]], content)
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)

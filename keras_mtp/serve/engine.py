@@ -2,7 +2,8 @@
 
     submit -> waiting (bounded) -> batch (bounded): prompts are read, passes made, whoever has ended makes room
 
-Other questions, `call`ed, are of one pass each; a second thread asks them, one after another, as many waiting at most.
+Other questions, `call`ed, are asked by a second thread, one after another, as many waiting at most: about one pass each, but for
+TensorFlow Serving's `generate`, which is a whole loop that nothing ends before its time.
 """
 
 import logging
@@ -86,6 +87,7 @@ class Engine:
         """
         with self._wake:
             self._require_ready()
+            self._forget_gone()
             if len(self._waiting) + len(answers) > self.limits.max_queue:
                 self._refuse()
             self._waiting.extend((answer, time.monotonic()) for answer in answers)
@@ -99,15 +101,19 @@ class Engine:
             if self._calling >= self.limits.max_queue:
                 self._refuse()
             self._calling += 1
+            asked = self._calls.submit(question, model)
+        asked.add_done_callback(self._called)  # also of one that was cancelled before its turn came
+        return asked
 
-        def asked():
-            try:
-                return question(model)
-            finally:
-                with self._wake:
-                    self._calling -= 1
+    def _called(self, asked: Future) -> None:
+        with self._wake:
+            self._calling -= 1
 
-        return self._calls.submit(asked)
+    def _forget_gone(self) -> None:
+        """Makes room in the queue, where nobody waits for some answers any more."""
+        wanted = [(answer, came) for answer, came in self._waiting if not answer.cancelled]
+        self.metrics.left.inc(len(self._waiting) - len(wanted))
+        self._waiting = deque(wanted)
 
     def _require_ready(self) -> ServedModel:
         if self.not_ready or self.model is None:
@@ -166,13 +172,13 @@ class Engine:
         with self._wake:
             while not (self._waiting or len(batch) or self._ending):
                 self._wake.wait()
+            self._forget_gone()
             new: list[tuple[Answer, float]] = []
             while self._waiting and len(batch) + len(new) < self.limits.max_batch:
                 new.append(self._waiting.popleft())
             self.metrics.waiting.set(len(self._waiting))
-        wanted = [(answer, came) for answer, came in new if not answer.cancelled]
-        if wanted:
-            self._begin(batch, wanted)
+        if new:
+            self._begin(batch, new)
         self._drop(batch)
         if len(batch):
             yielded, speculated = batch.step()

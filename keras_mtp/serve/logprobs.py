@@ -1,5 +1,6 @@
 """How likely the model found the tokens of a text, in the two shapes that OpenAI's API has for it."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -33,9 +34,7 @@ def score(model: ServedModel, ids: Sequence[int], most: int) -> list[Place]:
 def of_completion(places: Sequence[Place], tokenizer: Tokenizer, most: int) -> dict[str, Any]:
     """`logprobs` of a choice of /v1/completions."""
     texts = [spelled(place.token, tokenizer) for place in places]
-    offsets = [0]
-    for text in texts[:-1]:
-        offsets.append(offsets[-1] + len(text))
+    offsets = [0, *itertools.accumulate(map(len, texts))][: len(texts)]
     return {
         "tokens": texts,
         "token_logprobs": [place.logprob for place in places],
@@ -48,8 +47,9 @@ def of_chat(places: Sequence[Place], tokenizer: Tokenizer) -> dict[str, Any]:
     """`logprobs` of a choice of /v1/chat/completions."""
 
     def entry(token: int, logprob: float | None) -> dict[str, Any]:
-        text = spelled(token, tokenizer)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        text = _text_of(token, tokenizer)
+        spelling = {"token": spelled(token, tokenizer), "logprob": logprob}
+        return spelling | {"bytes": None if text is None else list(text.encode())}
 
     return {
         "content": [
@@ -74,9 +74,11 @@ def _named(place: Place, tokenizer: Tokenizer) -> dict[str, float] | None:
 
 def spelled(token: int, tokenizer: Tokenizer) -> str:
     """A token's text; its entry in the vocabulary where its bytes are no text by themselves."""
-    text = tokenizer.decode([token], skip_special=False)
-    return (
-        tokenizer.backend.id_to_token(token) or f"token_id:{token}"
-        if UNFINISHED in text or not text
-        else text
-    )
+    text = _text_of(token, tokenizer)
+    return tokenizer.backend.id_to_token(token) or f"token_id:{token}" if text is None else text
+
+
+def _text_of(token: int, tokenizer: Tokenizer) -> str | None:
+    """None where its bytes are no text by themselves."""
+    text = tokenizer.decode([token], skip_special=False, continues=True)
+    return None if UNFINISHED in text or not text else text

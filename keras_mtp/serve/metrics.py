@@ -2,17 +2,14 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+MOST_PER_PASS = 8  # tokens of an answer that a pass yields; more are counted together
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
 class Metrics:
-    """Counters of one server.
+    """Counters of one server."""
 
-    Args:
-        said_per_pass: K, the most tokens that a pass yields of an answer.
-    """
-
-    def __init__(self, said_per_pass: int = 8):
+    def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
         self.requests = Counter(
             "keras_mtp_requests", "Requests answered.", ["route", "status"], registry=registry
@@ -35,7 +32,7 @@ class Metrics:
         self.tokens_per_pass = Histogram(
             "keras_mtp_tokens_per_pass",
             "New tokens of an answer by a pass of the model; its mean is _sum / _count.",
-            buckets=range(1, said_per_pass + 1),
+            buckets=range(1, MOST_PER_PASS + 1),
             registry=registry,
         )
         self.passes = Counter(

@@ -137,9 +137,11 @@ class Reader:
                 if top_p
                 else 0.0,  # none but the likeliest has a probability of nothing
                 top_p=top_p or 1.0,
+                continues=not options["chat"],
                 seed=seed,
+                row=row,
             )
-            for prompt in prompts
+            for row, prompt in enumerate(prompts)
         ]
         return Asked(
             wishes=wishes,

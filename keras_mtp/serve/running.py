@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 
 from keras_mtp.limits import Refused
 from keras_mtp.serve.answer import Answer, News, Wish
@@ -51,13 +52,21 @@ class Running:
             answer.cancelled = True
 
 
+NOBODY_WAITS = 499  # nginx's status for a client that has gone away; it is for logs and counters
+
+
+def unheard(request: Request, error: Exception) -> Response:
+    """What is answered to a client that has gone away."""
+    return Response(status_code=NOBODY_WAITS)
+
+
 async def unless_gone(request: Request, awaited: Awaitable[Any]) -> Any:
-    """What is awaited, unless the client goes away first: then `asyncio.CancelledError`."""
+    """What is awaited, which is cancelled if the client goes away first. Raises `ClientDisconnect` then."""
     task, gone = asyncio.ensure_future(awaited), asyncio.ensure_future(_gone(request))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            task.cancel()
+            raise ClientDisconnect
         return await task
     finally:
         gone.cancel()

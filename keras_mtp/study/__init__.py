@@ -62,7 +62,7 @@ def run(
         )
 
     def made(units: Sequence[Unit], jobs: int = 1) -> list[Result]:
-        there = runs.finished(units, folder)
+        there = runs.finished(units, folder, backend)
         runs.require_same_items(there)
         missing = [each for each in units if each.name not in there]
         screen.print(f"{len(units)} runs, {len(missing)} of them to be made: {folder}")

@@ -99,10 +99,21 @@ def load_arms(name_or_path: str | Path, recipe: Recipe) -> Arms:
         arms = _arms(tables)
         for arm in arms.arms.values():
             for point in arms.points:
-                updated(recipe, arm.settings | point)
+                _require_same_questions(recipe, arm.settings | point)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return arms
+
+
+def _require_same_questions(recipe: Recipe, settings: Settings) -> None:
+    changed = updated(recipe, settings).evaluation
+    for key in ("limit", "test_limit"):
+        now = getattr(recipe.evaluation, key)
+        _require(
+            getattr(changed, key) == now,
+            f"`evaluation.{key}` must be the same for every arm, since arms are compared item by item. Received: "
+            f"{getattr(changed, key)}, where the study's recipe has {now}. Set it with --set.",
+        )
 
 
 def _arms(tables: Mapping[str, Any]) -> Arms:
@@ -118,7 +129,10 @@ def _arms(tables: Mapping[str, Any]) -> Arms:
         f'`pairs` must look like [["a", "b"]]. Received: {pairs!r:.80}.',
     )
     for name in [baseline, *itertools.chain(*pairs)]:
-        _require(name in arms, f"There is no arm {name!r:.80} to compare with. The arms: {', '.join(arms)}.")
+        _require(
+            isinstance(name, str) and name in arms,
+            f"There is no arm {name!r:.80} to compare with. The arms: {', '.join(arms)}.",
+        )
     grid = dict(flat(_table(tables, "grid")))
     for key, values in grid.items():
         _require(

@@ -22,7 +22,6 @@ from keras_mtp.study.arms import Arm, Arms, Settings
 from keras_mtp.study.results import Result
 from keras_mtp.study.runs import Unit, unit
 
-EQUAL = ("steps", "seconds")
 MEASURED_STEPS = 12  # of the heads' warm-up, and as many joint ones
 Made = Callable[[Sequence[Unit]], list[Result]]
 

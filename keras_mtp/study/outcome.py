@@ -89,7 +89,7 @@ class Outcome:
                 )
         if seen["no difference seen"]:
             bounded = [f"{d.arm} ({d.low:+.4f} to {d.high:+.4f})" for d in seen["no difference seen"]]
-            parts.append(f"no difference seen with {_listed(bounded)}")
+            parts.append(f"no difference seen, the number of comparisons counted, with {_listed(bounded)}")
         if seen["one seed"]:
             single = _listed(f"{d.arm} ({d.value:+.4f})" for d in seen["one seed"])
             parts.append(f"one seed, from which nothing follows, with {single}")

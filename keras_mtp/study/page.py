@@ -79,7 +79,7 @@ def markdown(outcome: Outcome) -> str:
             "Runs with the same seed see the same batches in the same order. Losses are compared item by item and seed by seed; the",
             "interval comes from a bootstrap over both, with Student's quantile for the few seeds (of one seed, over the items",
             "only); p is adjusted for the number of comparisons. The slice that chose an arm's point in the grid also compares it, a small advantage that all arms have alike.",
-            "The test items decided nothing.",
+            "The test items decided nothing. McNemar's p, where they were answered, covers the choice of items and not that of seeds.",
             "",
             f"- **Equal:** {EQUAL[outcome.equal]}",
             f"- **Training:** {_steps(outcome)} joint steps of {recipe.training.batch_size} examples, "
@@ -122,7 +122,11 @@ def _difference_row(d: Difference) -> list[str]:
 
 
 def _mcnemar_columns(outcome: Outcome) -> list[str]:
-    return [] if outcome.differences[0].mcnemar is None else ["only it right : only the other (McNemar)"]
+    return (
+        []
+        if outcome.differences[0].mcnemar is None
+        else ["items that it, or the other, answered right more often (McNemar)"]
+    )
 
 
 def _tuning(outcome: Outcome) -> list[str]:
@@ -159,8 +163,9 @@ def _curves(outcome: Outcome) -> Any:
     axis = figure.subplots()
     looks = itertools.product(STYLES, COLOURS)
     for (name, arm), (style, colour) in zip(outcome.arms.items(), looks, strict=False):
-        steps = arm.results[0].steps[1:]  # the one before training is the same for all, and far away
-        values = np.array([result.curve[1:] for result in arm.results])
+        # The loss before training is the same for all, and far away. Where `training.patience` ended seeds, as far as all came.
+        steps = min((result.steps for result in arm.results), key=len)[1:]
+        values = np.array([result.curve[1 : 1 + len(steps)] for result in arm.results])
         label = f"{name} ({len(values)})"
         axis.plot(
             steps, values.mean(0), style, color=colour, linewidth=1.5, marker="o", markersize=3, label=label

@@ -88,7 +88,8 @@ def collect(
     report = json.loads((run / REPORT).read_text(encoding="utf-8"))
     held_out, log = _rows(run / HELD_OUT), _rows(run / METRICS)
     curve = [row for row in log if row["stage"] == "joint" and row["held_out_head_1_loss"]]
-    lines = (run / ANSWERS).read_text(encoding="utf-8").splitlines()
+    # By line feeds alone: what a model says may hold every other line separator.
+    answers = (run / ANSWERS).read_text(encoding="utf-8").split("\n")
     return Result(
         format=FORMAT,
         arm=arm,
@@ -105,7 +106,7 @@ def collect(
         steps=[int(row["step"]) for row in curve],
         curve=[float(row["held_out_head_1_loss"]) for row in curve],
         metric=report["task"]["metric"],
-        scores=[json.loads(line)["score"] for line in lines],
+        scores=[json.loads(answer)["score"] for answer in answers if answer],
         seconds=float(log[-1]["seconds"]),
         versions=dict(versions),
         step_seconds=_step_seconds(log),
@@ -134,14 +135,14 @@ def write(result: Result, path: Path) -> None:
     write_text(path, json.dumps(content, allow_nan=False) + "\n")
 
 
-def read(path: Path, recipe: Recipe) -> Result:
+def read(path: Path, recipe: Recipe, backend: str) -> Result:
     """Reads a file that `write` wrote.
 
     Args:
-        recipe: the run that it is to be the result of.
+        recipe, backend: the run that it is to be the result of.
 
     Raises:
-        UserError: damaged, of another format, or of another recipe.
+        UserError: damaged, of another format, of another recipe, or of another backend.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -155,6 +156,11 @@ def read(path: Path, recipe: Recipe) -> Result:
         raise UserError(
             f"{path} is the result of another recipe or version: {', '.join(different)} differs. Give the study "
             "another folder with --run, or remove the file."
+        )
+    if result.backend != backend:
+        raise UserError(
+            f"All runs of a study must be made on one backend. Received: {backend}, and {path}, which was made on "
+            f"{result.backend}. Go on with --backend {result.backend}, or give the study another folder with --run."
         )
     return result
 

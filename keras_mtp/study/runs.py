@@ -56,10 +56,10 @@ def unit(
     return Unit(arm=arm, point=point, seed=seed, recipe=updated(recipe, values))
 
 
-def finished(units: Iterable[Unit], folder: Path) -> dict[str, Result]:
+def finished(units: Iterable[Unit], folder: Path, backend: str) -> dict[str, Result]:
     """The results that are there already, by the unit's name."""
     return {
-        each.name: results.read(_file(folder, each), each.recipe)
+        each.name: results.read(_file(folder, each), each.recipe, backend)
         for each in units
         if _file(folder, each).exists()
     }

@@ -26,8 +26,8 @@ class Difference:
         arm, other: the two. seeds: how many both were run with. items: held-out items.
         value: the difference; not a number if a run diverged. low, high: its 95 % interval. p: of no difference, two-sided. adjusted: the same by Holm
             among all comparisons of the study.
-        right, wrong: test items that the arm alone, or the other alone, answered right, over all seeds. mcnemar: the
-            exact p of as many on both sides; None if no test items were answered.
+        right, wrong: test items that the arm, or the other, answered right with more seeds. mcnemar: the exact p of as many on
+            both sides, of the choice of items alone; None if no test items were answered.
     """
 
     arm: str
@@ -78,12 +78,15 @@ def interval(nats: np.ndarray, tokens: np.ndarray) -> tuple[float, float, float,
 
 
 def mcnemar(scores: np.ndarray, others: np.ndarray) -> tuple[int, int, float]:
-    """Test items that one side alone got right, and the exact p of as many on both sides.
+    """Test items that one side got right with more seeds than the other, and the exact p of as many on both sides.
+
+    An item counts once, however many seeds answered it: its answers are not independent. Of one seed it is McNemar's test.
 
     Args:
         scores, others: (S, I); 1 where the item was answered right.
     """
-    right, wrong = int(((scores == 1) & (others < 1)).sum()), int(((scores < 1) & (others == 1)).sum())
+    more = (scores == 1).sum(0) - (others == 1).sum(0)
+    right, wrong = int((more > 0).sum()), int((more < 0).sum())
     p = stats.binomtest(right, right + wrong).pvalue if right + wrong else 1.0
     return right, wrong, float(p)
 
