@@ -11,10 +11,11 @@ stops the process, fills the disk or breaks it at any of them.
 
 import contextlib
 import errno
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from keras_mtp.errors import UserError
 
@@ -85,7 +86,12 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         for path in (*sorted(temporary.iterdir()), temporary):
             DISK.sync(path)
         old = _moved_aside(folder)  # a rename cannot take the place of a folder that holds something
-        DISK.rename(temporary, folder)
+        try:
+            DISK.rename(temporary, folder)
+        except OSError:
+            with contextlib.suppress(OSError):
+                DISK.rename(old, folder)
+            raise
         DISK.sync(folder.parent)
         remove_tree(old)
     except OSError as error:
@@ -111,6 +117,15 @@ def write_text(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def finite(value: Any) -> Any:
+    """For JSON, which has no NaN and no infinity: null instead, in lists and objects too."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def remove_whole(folder: Path) -> None:

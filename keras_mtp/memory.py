@@ -21,11 +21,11 @@ class Clock:
     """Started once everything is imported; read at the end.
 
     Attributes:
-        earlier: seconds that the run took before it was cut off, if it was.
+        earlier, earlier_peak: seconds that the run took before it was cut off, if it was, and its peak of memory then.
     """
 
     def __init__(self) -> None:
-        self.earlier = 0.0
+        self.earlier, self.earlier_peak = 0.0, 0
         self.begun = time.monotonic()
         self.resident_bytes = resident_bytes()
 
@@ -41,8 +41,8 @@ class Clock:
 
     @property
     def peak_bytes(self) -> int:
-        """Peak resident memory of the process, less what was resident at the start."""
-        return max(peak_resident_bytes() - self.resident_bytes, 0)
+        """Peak resident memory of the run, less what was resident at the start of each of its processes."""
+        return max(peak_resident_bytes() - self.resident_bytes, self.earlier_peak)
 
 
 def resident_bytes() -> int:

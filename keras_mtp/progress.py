@@ -18,7 +18,7 @@ STAGES = {"warmup": "warming up the heads", "joint": "training", "heads": "train
 
 def console(shown: bool) -> Console:
     """Standard error, or nothing at all."""
-    return Console(stderr=True, quiet=not shown, highlight=False)
+    return Console(stderr=True, quiet=not shown, highlight=False, markup=False)  # paths may hold brackets
 
 
 class ProgressBar(keras.callbacks.Callback):

@@ -23,7 +23,7 @@ import keras
 import numpy as np
 
 from keras_mtp import checkpoint
-from keras_mtp.disk import PARTIAL, remove_tree
+from keras_mtp.disk import PARTIAL, remove_tree, remove_whole
 from keras_mtp.errors import UserError
 from keras_mtp.evaluation import HeadScore, Scores, TaskScore
 from keras_mtp.models.backbone import BaseInfo
@@ -40,7 +40,7 @@ class Position:
     Args:
         stage: "warmup", "joint" or "heads". step: optimizer steps of it that were made. over: whether that was all of them.
         backend: what Keras ran on. examples: SHA-256 of what is trained on.
-        seconds: that the run had taken. continued: how often it had been cut off before.
+        seconds: that the run had taken. continued: how often it had been cut off before. peak_bytes: of its memory so far.
 
     Raises:
         TypeError, ValueError: a value of another type than it is declared with; a stage that there is not.
@@ -53,6 +53,7 @@ class Position:
     examples: str
     seconds: float
     continued: int
+    peak_bytes: int = 0
 
     def __post_init__(self) -> None:
         for spec in fields(self):
@@ -118,19 +119,21 @@ def newest(folder: Path, base: BaseInfo, warn: Callable[[str], None]) -> Snapsho
     """The newest whole snapshot; None if there are none at all.
 
     Args:
-        base: the model that is to be trained. warn: called with a line about every newer one that is damaged.
+        base: the model that is to be trained. warn: called with a line about every newer one that is damaged, which is
+            removed once an older one was found whole.
 
     Raises:
         UserError: none is whole; or that one is of another base model or backend.
     """
     for left in folder.glob(f"*{PARTIAL}"):  # by a process that was killed while it wrote
         remove_tree(left)
-    found = folders(folder)
+    found, damaged = folders(folder), []
     for path in found:
         try:
             manifest, snapshot = _read(path)
         except UserError as error:
             warn(f"{error} Going back to the snapshot before.")
+            damaged.append(path)
             continue
         checkpoint.require_base(manifest, base, folder.parent)
         if snapshot.position.backend != keras.config.backend():
@@ -138,6 +141,8 @@ def newest(folder: Path, base: BaseInfo, warn: Callable[[str], None]) -> Snapsho
                 f"The run in {folder.parent} goes on only on {snapshot.position.backend}, where it began. Received: "
                 f"{keras.config.backend()}. Give --backend {snapshot.position.backend}, or the run another folder."
             )
+        for path in damaged:  # or it would count among those that are kept, in the place of a whole one
+            remove_whole(path)
         return snapshot
     if found:
         raise UserError(

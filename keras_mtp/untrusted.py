@@ -41,7 +41,7 @@ def open_plain(path: str | Path) -> BinaryIO:
 def is_plain_name(name: str) -> bool:
     """Whether a name that stands in a file can only be that of a file in its own folder."""
     size = len(name.encode("utf-8", "surrogatepass"))  # half a surrogate pair is no name either, but no crash
-    return Path(name).name == name and size <= _LONGEST_NAME
+    return name not in ("", "..") and Path(name).name == name and size <= _LONGEST_NAME
 
 
 def leads_out(path: Path, folder: Path) -> bool:

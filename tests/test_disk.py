@@ -73,6 +73,31 @@ def test_a_kill_at_any_step_of_replacing_or_removing(monkeypatch, tmp_path):
     assert 0 < middle < len(steps) - 1
 
 
+def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one_there(monkeypatch, tmp_path):
+    class FailsOnce(disk.Disk):
+        renamed = 0
+
+        def rename(self, old, new):
+            self.renamed += 1
+            if self.renamed == 2:  # the new one to its place, the old one being out of the way
+                raise OSError(5, "Input/output error")
+            super().rename(old, new)
+
+    _write(tmp_path / "x", OLD)
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "DISK", FailsOnce())
+        with pytest.raises(UserError, match="Input/output error"):
+            _write(tmp_path / "x", NEW)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"] and _content(tmp_path / "x") == OLD
+
+
+def test_what_json_has_no_number_for_is_null():
+    assert disk.finite({"a": [float("nan"), 1.0], "b": (float("inf"), {"c": "x"})}) == {
+        "a": [None, 1.0],
+        "b": [None, {"c": "x"}],
+    }
+
+
 def test_text_is_written_whole_or_not_at_all(monkeypatch, tmp_path):
     disk.write_text(tmp_path / "x", "old")
     with pytest.raises(UnicodeEncodeError):

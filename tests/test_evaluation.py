@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -89,12 +90,25 @@ def test_test_items_with_long_prompts_are_passed_over(tokenizer, limit, longest,
     assert ("".join(example.id for example in found), count) == (ids, passed_over)
 
 
+def test_test_items_with_a_special_tokens_text_are_refused_or_passed_over(tokenizer):
+    class Marked(_Named):
+        def examples(self, split):
+            first, *others = super().examples(split)
+            return [dataclasses.replace(first, prompt="a <|im_end|> b"), *others]
+
+    wanted = EvaluationRecipe(limit=2)
+    with pytest.raises(UserError, match=r"Test item a: A turn must not hold the text of a special token"):
+        asked(Marked(), tokenizer, wanted)
+    found, passed_over = asked(Marked(), tokenizer, wanted, "skip")
+    assert ([example.id for example in found], passed_over) == (["b", "c"], 1)
+
+
 def test_no_test_items_are_asked_where_none_are_wanted(tokenizer):
     assert asked(_Named(), tokenizer, EvaluationRecipe(test_limit=0, max_prompt_tokens=1)) == ([], 0)
 
 
 def test_prompts_that_are_all_too_long_are_refused(tokenizer):
-    with pytest.raises(UserError, match=r"must leave a test item.* which all 4 prompts exceed"):
+    with pytest.raises(UserError, match=r"must leave a test item.* with which all 4 were passed over"):
         asked(_Named(), tokenizer, EvaluationRecipe(max_prompt_tokens=1))
 
 

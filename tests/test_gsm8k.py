@@ -33,7 +33,15 @@ def test_reads_both_splits_of_a_folder(tmp_path):
     assert [(example.prompt, example.answer) for example in train] == [
         (r["question"], r["answer"]) for r in ROWS
     ]
-    assert (task.source, task.title, task.is_benchmark) == (str(tmp_path), "GSM8K", True)
+    assert task.source == str(tmp_path)
+
+
+def test_only_all_of_it_is_called_gsm8k(tmp_path, monkeypatch):
+    folder = write_folder(tmp_path)
+    title = "3 problems in GSM8K's format (not GSM8K, which has 8,792)"
+    assert (GSM8K.from_folder(folder).title, GSM8K.from_folder(folder).is_benchmark) == (title, False)
+    monkeypatch.setattr("keras_mtp.tasks.gsm8k.OFFICIAL_SIZES", {"train": 2, "test": 1})
+    assert (GSM8K.from_folder(folder).title, GSM8K.from_folder(folder).is_benchmark) == ("GSM8K", True)
 
 
 @pytest.mark.parametrize(

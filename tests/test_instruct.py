@@ -56,7 +56,7 @@ def test_the_first_test_items_are_of_all_sources(tmp_path):
 
 
 def test_rows_of_the_hub_that_nobody_can_mend_are_left_out_and_counted(tmp_path):
-    train = [row(1), row(2, response=" "), row(3), row(4)]
+    train = [row(1), row(2, response=" "), row(3), row(4), row(6, response=None)]
     write_cache(tmp_path, {"train": train, "test": [row(3), row(5)]}, "mosaicml", "instruct-v3", "default")
     code = """
 from keras_mtp.tasks import load_task
@@ -68,7 +68,7 @@ print(task.note)
     assert ask_offline(tmp_path, code).splitlines() == [
         "instruct/train/0 instruct/train/3",
         "instruct-v3|hub|c0ffee|False",
-        "Left out: 1 rows without a text, 1 training rows that are in the test split as well. "
+        "Left out: 2 rows without a text, 1 training rows that are in the test split as well. "
         "ROUGE-L counts words in common with one response, in the same order: it is no judgement of quality",
     ]
 

@@ -4,7 +4,9 @@ import pytest
 
 from keras_mtp.errors import UserError
 from keras_mtp.recipe import (
+    DataRecipe,
     HeadsRecipe,
+    PrefixRecipe,
     Recipe,
     TrainingRecipe,
     apply_overrides,
@@ -99,6 +101,27 @@ def test_mistakes_are_refused_with_what_to_do(text, message):
     assert message in str(caught.value)
     assert str(caught.value).startswith("x.toml")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["{{ m.a }}\n" * 500, "Think. " * 500, "'" * 3 + '"' * 3 + ". " * 500, "\\\".'." * 200]
+)
+def test_texts_may_have_any_number_of_dots(text):
+    recipe = Recipe(prefix=PrefixRecipe(text=text), data=DataRecipe(template=text))
+    assert from_toml(to_toml(recipe), "recipe.toml") == recipe
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a" + ".a" * 200 + " = 1",
+        'a."' + '"."'.join("b" * 200) + '" = 1',
+        "x = {a = '''\n''', k" + ".k" * 200 + " = 1, z = ''}",
+    ],
+)
+def test_a_key_of_many_parts_is_refused(text):
+    with pytest.raises(UserError, match="more than 100 dots on a line"):
+        from_toml(text, "x.toml")
 
 
 def test_overrides_are_toml_with_bare_words_as_strings():

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from keras_mtp import disk, pipeline
+from keras_mtp import disk, pipeline, snapshot
 from keras_mtp.errors import Diverged, Interrupted, UserError
 from keras_mtp.generation import generator
+from keras_mtp.models.backbone import base_info
 from tests import tiny_run
 from tools.crashes.faulty_disk import FaultyDisk, broken, full
 
@@ -174,6 +175,15 @@ def test_a_damaged_snapshot_is_left_for_the_one_before(inputs, whole, cut, capsy
 
 
 @pytest.mark.any_backend
+def test_a_damaged_snapshot_takes_no_whole_ones_place(inputs, cut):
+    """It is newer than the next ones that the run will make, of which one is kept."""
+    (cut / "snapshots/joint-00000004/position.json").unlink()
+    base = base_info(tiny_run.recipe(inputs, **CHANGES).model.name)
+    found = snapshot.newest(cut / "snapshots", base, lambda line: None)
+    assert found.position.step == 2 and snapshot.folders(cut / "snapshots")[0] == found.folder
+
+
+@pytest.mark.any_backend
 @pytest.mark.parametrize("fault", [full, broken])
 def test_a_disk_that_takes_nothing_for_a_while(inputs, whole, tmp_path, monkeypatch, fault):
     recipe = tiny_run.recipe(inputs, **CHANGES)
@@ -190,8 +200,8 @@ def test_a_disk_that_takes_nothing_for_a_while(inputs, whole, tmp_path, monkeypa
 
 @pytest.mark.any_backend
 def test_nothing_whole_left(inputs, cut):
-    for snapshot in (cut / "snapshots").glob("*-*"):
-        (snapshot / "position.json").unlink()
+    for each in (cut / "snapshots").glob("*-*"):
+        (each / "position.json").unlink()
     with pytest.raises(UserError, match=r"No snapshot in .* is whole"):
         pipeline.run(tiny_run.recipe(inputs, **CHANGES), cut, progress=False)
 
@@ -254,9 +264,9 @@ def test_a_loss_that_is_no_number_ends_the_run(inputs, tmp_path):
     assert found["stage"] == "joint" and len(found["examples"]) == recipe.training.batch_size
     rows = _record(tmp_path / "run")
     assert rows[-1][:2] == ["joint", str(found["step"])]
-    for snapshot in (tmp_path / "run/snapshots").glob("*-*"):
+    for each in (tmp_path / "run/snapshots").glob("*-*"):
         for file in ("trained", "optimizer"):
-            arrays = load_file(snapshot / f"{file}.safetensors").values()
+            arrays = load_file(each / f"{file}.safetensors").values()
             assert all(np.isfinite(array).all() for array in arrays)
 
 

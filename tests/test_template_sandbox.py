@@ -43,6 +43,10 @@ TOO_MUCH = {
     "map with a default": "{{ range(99999) | map(attribute='x', default='a' * 100000) | join }}",
     "slices": "{% set x = 'a' * 100000 %}" + "".join(f"{{% set a{i} = x[1:] %}}" for i in range(4000)),
     "indent": "{{ 'a\nb' | indent(10000000000) }}",
+    "negative indent first": "{{ 'a' | indent(-1000000000000000) }}{{ 'a' * 30000000 }}",
+    "rounded": "{{ 5 | round(-3000000) }}",
+    "rounded up": "{{ 1 | round(3000000, 'ceil') }}",
+    "rounded by name": "{{ 1 | round(precision=3000000) }}",
     "indented JSON": "{{ [1] | tojson(indent=10000000000) }}",
     "deep indented JSON": "{% set ns = namespace(x=range(20000) | list) %}{% for i in range(50) %}{% set ns.x = [ns.x] %}"
     "{% endfor %}{{ ns.x | tojson(indent=60) }}",

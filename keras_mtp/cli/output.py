@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from keras_mtp.disk import finite
+
 
 @contextlib.contextmanager
 def only_result_on_stdout() -> Iterator[None]:
@@ -17,5 +19,5 @@ def only_result_on_stdout() -> Iterator[None]:
 
 
 def print_json(value: Any) -> None:
-    """The result, for programs."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    """The result, for programs. What is no number is null, which JSON has."""
+    click.echo(json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False))

@@ -100,7 +100,7 @@ def encode_example(example: Example, tokenizer: Tokenizer) -> Encoded:
                                       ^^^^^^^^                                       ^^^^^^^^
     """
     try:
-        _refuse_special_tokens(example.messages, tokenizer)
+        refuse_special_text(example.messages, tokenizer)
         ids, is_answer = _joined(cut_at_answers(example.messages, tokenizer), tokenizer)
     except UserError as error:
         raise UserError(f"Example {example.id}: {error}") from error
@@ -159,7 +159,8 @@ def special_text_in(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[
     return None
 
 
-def _refuse_special_tokens(messages: Sequence[Message], tokenizer: Tokenizer) -> None:
+def refuse_special_text(messages: Sequence[Message], tokenizer: Tokenizer) -> None:
+    """Raises a `UserError` if a turn holds the text of a special token."""
     if found := special_text_in(messages, tokenizer):
         raise UserError(
             f"A turn must not hold the text of a special token. Received: {found[0]!r} in turn {found[1]}, which the "

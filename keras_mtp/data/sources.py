@@ -59,7 +59,7 @@ def load_hub(name: str, config: str, split: str, *, other_ways: str) -> Rows:
     except Exception as error:  # from any of the packages below `datasets`; there is no common class
         raise UserError(
             f"{name} must be within reach on the Hugging Face hub or in its cache. "
-            f"Received: {type(unreachable or error).__name__}. {other_ways}"
+            f"Received: {_cause(unreachable, error)}. {other_ways}"
         ) from error
     return Rows(rows, builder.hash)
 
@@ -127,6 +127,15 @@ def _texts(value: Any) -> Any:
     if isinstance(value, (list, tuple, np.ndarray)):
         return [_texts(inner) for inner in value]
     return value.decode() if isinstance(value, bytes) else value
+
+
+def _cause(unreachable: Exception | None, error: Exception) -> str:
+    """Why there are no rows. Of what hinders the hub's client only the kind is told: its text may hold a whole request."""
+    said = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+    if unreachable is None:
+        return said
+    missing = isinstance(error, ConnectionError)  # as `datasets` says where its cache has no copy
+    return type(unreachable).__name__ + ("" if missing else f", and of the copy in the cache {said}")
 
 
 def _why_no_answer(address: str) -> Exception | None:

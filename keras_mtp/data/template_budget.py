@@ -11,6 +11,7 @@ from jinja2.sandbox import SecurityError
 SECONDS = 10.0
 UNITS_PER_LOOK = 10_000  # between two looks at the clock, which takes a microsecond
 LARGEST_NUMBER = 2**63
+MOST_DIGITS = 20  # that a number is rounded to; its power of ten is computed in one go, which nothing can end
 GROWING = ("indent", "join", "replace")  # calls whose result may be as large as value times argument
 # Calls that may look at all of an argument for each item of the value.
 SEARCHING = ("reject", "rejectattr", "select", "selectattr")
@@ -34,7 +35,7 @@ class Budget:
 
     def spend(self, units: int) -> None:
         """Raises `TooMuch` where there are not so many left, or time is over."""
-        self.left -= units
+        self.left -= max(units, 0)
         if self.left < 0:
             raise TooMuch("it makes too much text, or loops too often")
         if self.left < self._look_at:
@@ -69,9 +70,12 @@ class Budget:
         weight, weights = self.weigh(value), [self.weigh(part) for part in parts]
         if name in GROWING:
             sizes = [
-                part if isinstance(part, int) else size for part, size in zip(parts, weights, strict=True)
+                abs(part) if isinstance(part, int) else size
+                for part, size in zip(parts, weights, strict=True)
             ]
             self.spend(weight * max(sizes, default=1))
+        if name == "round" and any(isinstance(part, int) and abs(part) > MOST_DIGITS for part in parts):
+            raise TooMuch(f"it rounds to more than {MOST_DIGITS} digits")
         if name in SEARCHING and isinstance(value, Sized):
             self.spend(len(value) * sum(weights))
 

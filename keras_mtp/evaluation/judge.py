@@ -43,7 +43,7 @@ class Judge:
         recipe: Recipe,
     ):
         settings = recipe.evaluation
-        items, passed_over = asked(task, tokenizer, settings)
+        items, passed_over = asked(task, tokenizer, settings, recipe.data.special_text)
         self.held_out = HeldOutEvaluation(model, examples, settings.batch_size, recipe.heads.target)
         self.on_task = TaskEvaluation(
             model,

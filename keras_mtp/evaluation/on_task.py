@@ -4,13 +4,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import keras
 import numpy as np
 
 from keras_mtp.at_once import answered_rows
-from keras_mtp.data.encoding import encode_prompt
+from keras_mtp.data.encoding import encode_prompt, refuse_special_text, special_text_in
 from keras_mtp.data.example import Example
 from keras_mtp.data.tokenizer import Tokenizer
 from keras_mtp.errors import UserError
@@ -27,7 +28,7 @@ class TaskScore:
     Args:
         metric: its name. scores: one per item, 0.0 to 1.0. completions: what the model said.
         further: the scores by other measures, by their names. passed_over: how many items were not asked, their prompts
-            being too long.
+            being too long, or holding the text of a special token.
     """
 
     metric: str
@@ -58,7 +59,7 @@ class TaskEvaluation:
     Args:
         model: the model to judge, as it stands when called.
         batch_size: prompts answered at a time, rounded up to a multiple of `at_once.ROWS`. max_new_tokens: longest answer.
-        passed_over: how many items are not among the examples because their prompts are too long.
+        passed_over: how many items are not among the examples, for their prompts; see `asked`.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class TaskEvaluation:
             rows=answered_rows(batch_size),
         )
 
-    @property
+    @cached_property
     def prompts(self) -> list[list[int]]:
         """The items' prompts, as token ids."""
         return [_prompt(example, self.tokenizer) for example in self.examples]
@@ -107,11 +108,16 @@ class TaskEvaluation:
         )
 
 
-def asked(task: Task, tokenizer: Tokenizer, recipe: EvaluationRecipe) -> tuple[list[Example], int]:
-    """The test items that a recipe looks at, the first so many; and how many were passed over for their long prompts.
+def asked(
+    task: Task, tokenizer: Tokenizer, recipe: EvaluationRecipe, special_text: str = "refuse"
+) -> tuple[list[Example], int]:
+    """The test items that a recipe looks at, the first so many; and how many were passed over for their prompts.
+
+    Args:
+        special_text: what happens to prompts that hold the text of a special token, as in `encode_all`.
 
     Raises:
-        UserError: every prompt is too long.
+        UserError: every prompt is too long; or one holds the text of a special token, with "refuse".
     """
     found: list[Example] = []
     passed_over = 0
@@ -119,16 +125,32 @@ def asked(task: Task, tokenizer: Tokenizer, recipe: EvaluationRecipe) -> tuple[l
     for example in task.examples("test"):
         if len(found) == limit:
             break
-        if recipe.max_prompt_tokens and len(_prompt(example, tokenizer)) > recipe.max_prompt_tokens:
+        if _is_marked(example, tokenizer, special_text) or _is_long(example, tokenizer, recipe):
             passed_over += 1
         else:
             found.append(example)
     if limit and not found:
         raise UserError(
-            f"`evaluation.max_prompt_tokens` must leave a test item. Received: {recipe.max_prompt_tokens}, which all "
-            f"{passed_over} prompts exceed. Raise it."
+            "`evaluation.max_prompt_tokens` and `data.special_text` must leave a test item. Received: "
+            f"{recipe.max_prompt_tokens} and {special_text}, with which all {passed_over} were passed over. Change them."
         )
     return found, passed_over
+
+
+def _is_marked(example: Example, tokenizer: Tokenizer, special_text: str) -> bool:
+    """Whether the text of a special token is in what would be asked; refused if it is to be."""
+    turns = example.messages[:-1]
+    if special_text == "skip":
+        return special_text_in(turns, tokenizer) is not None
+    try:
+        refuse_special_text(turns, tokenizer)
+    except UserError as error:
+        raise UserError(f"Test item {example.id}: {error}") from error
+    return False
+
+
+def _is_long(example: Example, tokenizer: Tokenizer, recipe: EvaluationRecipe) -> bool:
+    return bool(recipe.max_prompt_tokens and len(_prompt(example, tokenizer)) > recipe.max_prompt_tokens)
 
 
 def _prompt(example: Example, tokenizer: Tokenizer) -> list[int]:

@@ -185,7 +185,9 @@ def _sampling(settings: dict[str, Any]) -> Sampling:
     if not settings["do_sample"]:
         return Sampling()
     return Sampling(
-        temperature=settings["temperature"], top_k=settings.get("top_k", 0), top_p=settings.get("top_p", 1.0)
+        temperature=settings.get("temperature", 1.0),
+        top_k=settings.get("top_k", 0),
+        top_p=settings.get("top_p", 1.0),
     )
 
 

@@ -109,3 +109,8 @@ def _check_something_is_trained(recipe: "Recipe") -> None:
             "The recipe trains nothing: `prefix.length` is 0 and there are no unfrozen heads. Set `prefix.length` to "
             "at least 1, or `heads.count` to at least 1 with `heads.freeze=false`."
         )
+    if recipe.training.probe_every and not trains:
+        raise UserError(
+            "`training.probe_every` must be 0 where only heads are trained: it measures what the heads ask of the weights "
+            f"that they share. Received: training.probe_every={recipe.training.probe_every}."
+        )

@@ -1,6 +1,7 @@
 """A recipe from TOML, and TOML from a recipe."""
 
 import dataclasses
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,9 @@ from keras_mtp.recipe.table import Table
 from keras_mtp.untrusted import open_plain
 
 _LARGEST_FILE = 1 << 20  # bytes; more is no recipe
-_MOST_DOTS = 100  # on a line; a table of numbers to try has some ten
+_MOST_DOTS = 100  # on a line, strings aside; a table of numbers to try has some ten
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"|\'[^\']*\'')
+_SEVERAL_LINES = re.compile("'''|\"\"\"")
 
 
 def from_toml(text: str, origin: str) -> Recipe:
@@ -40,7 +43,7 @@ def read_text(path: Path, what: str) -> str:
 
 def parse_toml(text: str, origin: str) -> dict[str, Any]:
     """The tables of a TOML text. A key of n parts takes Python n^2 steps, hours for a file of nothing else."""
-    if any(line.count(".") > _MOST_DOTS for line in text.splitlines() if line.lstrip()[:1] != "#"):
+    if any(_dots(line) > _MOST_DOTS for line in text.splitlines() if line.lstrip()[:1] != "#"):
         raise UserError(
             f"{origin} is not valid TOML for a recipe: it has more than {_MOST_DOTS} dots on a line."
         )
@@ -50,11 +53,19 @@ def parse_toml(text: str, origin: str) -> dict[str, Any]:
         raise UserError(f"{origin} is not valid TOML: {error}.") from error
 
 
+def _dots(line: str) -> int:
+    """Those outside of strings; where a string of several lines begins or ends, all of them."""
+    return (line if _SEVERAL_LINES.search(line) else _STRING.sub("", line)).count(".")
+
+
 def to_toml(recipe: Recipe) -> str:
     """The whole recipe with every default written out; `from_toml` gives the same recipe back."""
     import tomli_w  # here, since only a run needs to write one
 
-    return tomli_w.dumps(dataclasses.asdict(recipe))
+    text = tomli_w.dumps(dataclasses.asdict(recipe))
+    return text.replace(
+        "'''", r"\u0027\u0027\u0027"
+    )  # each string is on one line, and `_dots` can tell where it ends
 
 
 def from_tables(tables: Mapping[str, Any]) -> Recipe:

@@ -65,7 +65,11 @@ def _data(report: "Report") -> str:
 
 def _passed_over(report: "Report") -> str:
     count = report.task.passed_over
-    return f"{count} test items were passed over, their prompts being too long" if count else ""
+    return (
+        f"{count} test items were passed over, their prompts being too long or holding a special token's text"
+        if count
+        else ""
+    )
 
 
 def _start(report: "Report") -> str:
@@ -103,7 +107,7 @@ def _skipped(report: "Report") -> str:
     )
     return (
         f"{report.skipped_examples} training examples were skipped{truncated} for their length{marked}; "
-        f"{report.padding_share:.0%} of the tokens computed were padding."
+        f"{report.padding_share:.0%} of the positions in the batches were padding."
     )
 
 

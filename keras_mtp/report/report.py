@@ -1,10 +1,10 @@
 """A run's results and what is needed to repeat it; the content of `report.json`."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from keras_mtp.disk import finite
 from keras_mtp.report.results import GradientResult, HeadResult, SourceResult, TaskResult
 
 if TYPE_CHECKING:
@@ -117,15 +117,8 @@ class Report:
             content["continued"] = self.continued
         if self.started_from:
             content["started_from"] = {"run": self.started_from, "checkpoint": self.started_from_checkpoint}
-        return _without_nan(content)
+        return finite(content)
 
 
 def _by_head(heads: Mapping[str, HeadResult], n: int) -> dict[str, Any]:
     return {**{name: head.to_json() for name, head in heads.items()}, "n": n}
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN and no infinity, which a diverged run has: null instead."""
-    if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

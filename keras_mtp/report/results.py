@@ -30,7 +30,7 @@ class TaskResult:
 
     Args:
         metric: its name, as "exact_match". value_before, value: mean over the items, before and at the end.
-        n: number of test items. passed_over: items not asked, their prompts being too long.
+        n: number of test items. passed_over: items not asked, for their prompts.
         further: the means by other measures, on the same items.
     """
 

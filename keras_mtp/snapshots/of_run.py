@@ -49,7 +49,8 @@ class Snapshots:
         self._find(recipe, warn)
         self.before: Scores | None = self.found.before if self.found else None
         self.continued = self.found.position.continued + 1 if self.found else 0
-        clock.earlier = self.found.position.seconds if self.found else 0.0
+        if self.found:
+            clock.earlier, clock.earlier_peak = self.found.position.seconds, self.found.position.peak_bytes
         self.examples = ""
         self._is_chief = distribution.active().is_chief
         self._about = dict(lasting(recipe)) | {"base": base.sha256, "backend": keras.config.backend()}
@@ -151,6 +152,7 @@ class Snapshots:
             examples=self.examples,
             seconds=self.clock.seconds,
             continued=self.continued,
+            peak_bytes=self.clock.peak_bytes,
         )
         self._writing = self._writer.submit(self._write, content, record, position)
 

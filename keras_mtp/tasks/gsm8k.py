@@ -19,6 +19,7 @@ from keras_mtp.data.sources import load_hub, load_tfds
 from keras_mtp.errors import UserError
 from keras_mtp.tasks.task import SPLITS, Split, Task
 
+OFFICIAL_SIZES: dict[Split, int] = {"train": 7473, "test": 1319}
 HUB_NAME, HUB_CONFIG = "openai/gsm8k", "main"
 TFDS_NAME = "gsm8k"
 ADDRESS = (
@@ -54,7 +55,7 @@ def exact_match(answer: str, completion: str) -> float:
 
 
 class GSM8K(Task):
-    """The benchmark, from the hub, from TensorFlow Datasets or from its official files.
+    """The benchmark, from the hub, from TensorFlow Datasets or from its official files; or other problems in its format.
 
     Args:
         examples: the examples of each split.
@@ -70,15 +71,18 @@ class GSM8K(Task):
     """
 
     name = "gsm8k"
-    title = "GSM8K"
     metric = "exact_match"
     licence = "MIT (openai/gsm8k)"
-    is_benchmark = True
 
     def __init__(self, examples: Mapping[Split, list[Example]], *, source: str, revision: str | None = None):
         self._examples = examples
         self.source = source
         self.revision = revision
+        sizes = {split: len(examples[split]) for split in SPLITS}
+        self.is_benchmark = sizes == OFFICIAL_SIZES
+        count, official = sum(sizes.values()), sum(OFFICIAL_SIZES.values())
+        other = f"{count:,} problems in GSM8K's format (not GSM8K, which has {official:,})"
+        self.title = "GSM8K" if self.is_benchmark else other
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Self:

@@ -148,7 +148,7 @@ def _apart(training: Iterable[Example], test: Iterable[Example]) -> tuple[list[E
 
 
 def _is_filled(row: Mapping[str, Any]) -> bool:
-    return all(row.get(key) is None or str(row[key]).strip() for key in ("prompt", "response"))
+    return all(key not in row or str(row[key] or "").strip() for key in ("prompt", "response"))
 
 
 def _refuse_empty(examples: list[Example], origin: str) -> None:

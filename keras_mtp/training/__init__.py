@@ -33,7 +33,6 @@ from keras_mtp.checkpoint import trained_variables
 from keras_mtp.data.batches import Batches
 from keras_mtp.data.encoding import Encoded
 from keras_mtp.data.lengths import shared_tokens
-from keras_mtp.errors import UserError
 from keras_mtp.evaluation import HeldOutEvaluation
 from keras_mtp.metrics import MetricsLog
 from keras_mtp.models import tuned_weights
@@ -147,11 +146,6 @@ def _probe(
     if not recipe.training.probe_every:
         return []
     weights = list(tuned_weights.tuned_variables(model).values())
-    if not weights:
-        raise UserError(
-            "`training.probe_every` must be 0 where only heads are trained: it measures what the heads ask of the weights "
-            f"that they share. Received: training.probe_every={recipe.training.probe_every}."
-        )
     # A view of its own: torch's fused blocks allow one backward pass per forward, and here every head has its own.
     view = model.training_view(shared_tokens=shared, detach=recipe.heads.detach, remat=recipe.training.remat)
     losses = head_losses(model.backbone.token_embedding, stage.loss_weights)
