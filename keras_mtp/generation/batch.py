@@ -69,9 +69,8 @@ class Batch:
     def read(self) -> None:
         """Reads the prefix and the prompts, and says the first token of every answer."""
         decoding, backbone = self.decoding, self.decoding.forward.backbone
-        self.cache = decoding.read_prefix(
-            self.cache
-        )  # not one beside another: each may be most of what is left of the memory
+        # Never one cache beside another: each may be most of what is left of the memory.
+        self.cache = decoding.read_prefix(self.cache)
         state = ops.zeros((len(self.lengths), 1, backbone.hidden_dim), backbone.compute_dtype)
         for done in range(0, int(self.lengths.max()), PREFILL):
             state, self.cache = decoding.prefill(
