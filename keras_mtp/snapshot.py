@@ -23,7 +23,7 @@ import keras
 import numpy as np
 
 from keras_mtp import checkpoint
-from keras_mtp.disk import PARTIAL, remove_tree, remove_whole
+from keras_mtp.disk import PARTIAL, remove_tree
 from keras_mtp.errors import UserError
 from keras_mtp.evaluation import HeadScore, Scores, TaskScore
 from keras_mtp.models.backbone import BaseInfo
@@ -119,21 +119,19 @@ def newest(folder: Path, base: BaseInfo, warn: Callable[[str], None]) -> Snapsho
     """The newest whole snapshot; None if there are none at all.
 
     Args:
-        base: the model that is to be trained. warn: called with a line about every newer one that is damaged, which is
-            removed once an older one was found whole.
+        base: the model that is to be trained. warn: called with a line about every newer one that is damaged.
 
     Raises:
         UserError: none is whole; or that one is of another base model or backend.
     """
     for left in folder.glob(f"*{PARTIAL}"):  # by a process that was killed while it wrote
         remove_tree(left)
-    found, damaged = folders(folder), []
+    found = folders(folder)
     for path in found:
         try:
             manifest, snapshot = _read(path)
         except UserError as error:
             warn(f"{error} Going back to the snapshot before.")
-            damaged.append(path)
             continue
         checkpoint.require_base(manifest, base, folder.parent)
         if snapshot.position.backend != keras.config.backend():
@@ -141,8 +139,6 @@ def newest(folder: Path, base: BaseInfo, warn: Callable[[str], None]) -> Snapsho
                 f"The run in {folder.parent} goes on only on {snapshot.position.backend}, where it began. Received: "
                 f"{keras.config.backend()}. Give --backend {snapshot.position.backend}, or the run another folder."
             )
-        for path in damaged:  # or it would count among those that are kept, in the place of a whole one
-            remove_whole(path)
         return snapshot
     if found:
         raise UserError(

@@ -12,7 +12,6 @@ from safetensors.numpy import load_file
 from keras_mtp import disk, pipeline, snapshot
 from keras_mtp.errors import Diverged, Interrupted, UserError
 from keras_mtp.generation import generator
-from keras_mtp.models.backbone import base_info
 from tests import tiny_run
 from tools.crashes.faulty_disk import FaultyDisk, broken, full
 
@@ -178,9 +177,11 @@ def test_a_damaged_snapshot_is_left_for_the_one_before(inputs, whole, cut, capsy
 def test_a_damaged_snapshot_takes_no_whole_ones_place(inputs, cut):
     """It is newer than the next ones that the run will make, of which one is kept."""
     (cut / "snapshots/joint-00000004/position.json").unlink()
-    base = base_info(tiny_run.recipe(inputs, **CHANGES).model.name)
-    found = snapshot.newest(cut / "snapshots", base, lambda line: None)
-    assert found.position.step == 2 and snapshot.folders(cut / "snapshots")[0] == found.folder
+    changes = CHANGES | {"training__snapshots_kept": 1, "training__snapshot_every": 3}
+    recipe = tiny_run.recipe(inputs, **changes)
+    with pytest.raises(ConnectionError):  # after step 3 was kept
+        pipeline.run(recipe, cut, progress=False, callbacks=[CutOff(2, "epoch")])
+    assert [path.name for path in snapshot.folders(cut / "snapshots")] == ["joint-00000003"]
 
 
 @pytest.mark.any_backend

@@ -46,6 +46,9 @@ class Snapshots:
         self.folder, self.base, self.clock, self.stop = folder / SNAPSHOTS, base, clock, Stop()
         self.every, self.kept = recipe.training.snapshot_every, recipe.training.snapshots_kept
         self.found: snapshot.Snapshot | None = None
+        self._damaged: set[Path] = (
+            set()
+        )  # newer than that, and of no use; they take the place of no whole one
         self._find(recipe, warn)
         self.before: Scores | None = self.found.before if self.found else None
         self.continued = self.found.position.continued + 1 if self.found else 0
@@ -66,6 +69,8 @@ class Snapshots:
             if self.found is None:
                 return ""
             require_same(recipe, self.folder.parent)
+            found = snapshot.folders(self.folder)
+            self._damaged = {*found[: found.index(self.found.folder)]}
             return self.found.folder.name
 
         name = distribution.by_chief(chosen)
@@ -163,8 +168,11 @@ class Snapshots:
         snapshot.write(
             self.folder, content, base=self.base, position=position, before=self.before, record=record
         )
-        for old in snapshot.folders(self.folder)[self.kept :] if self._is_chief else ():
+        self._damaged.discard(self.folder / position.name)  # which is whole now
+        whole = [path for path in snapshot.folders(self.folder) if path not in self._damaged]
+        for old in (*self._damaged, *whole[self.kept :]) if self._is_chief else ():
             remove_whole(old)
+        self._damaged.clear()
 
     def wait(self) -> None:
         """Waits for what is being written.
