@@ -1,4 +1,4 @@
-"""A run that is cut off anywhere goes on to the very same result. `test_snapshot.py` holds the files, tools/crashtest.py the long form."""
+"""A run that is cut off anywhere goes on to the very same result. `test_disk.py` and `test_checkpoint.py` hold the files, tools/crashtest.py the long form."""
 
 import json
 import shutil
