@@ -140,9 +140,10 @@ def test_a_file_error_is_one_line(monkeypatch):
 
 
 def test_a_reader_who_has_seen_enough_is_told_nothing(monkeypatch):
-    monkeypatch.setattr(
-        cli.recipe, "load_recipe", lambda *_: (_ for _ in ()).throw(BrokenPipeError(32, "Broken pipe"))
-    )
+    def nobody_reads(*_):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(cli.recipe, "load_recipe", nobody_reads)
     result = run("recipe", "gsm8k")
     assert result.exit_code == 1 and not result.stderr
 

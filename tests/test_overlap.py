@@ -25,7 +25,8 @@ def test_test_items_that_were_trained_on_are_counted_and_the_first_is_named():
     )
     with pytest.raises(UserError) as error:
         refuse_overlap(task)
-    assert "where 2 are: the first is test/1, the same as train/1." in str(error.value)
+    title = "6 problems in GSM8K's format (not GSM8K, which has 8,792)"
+    assert f"Received: {title}, where 2 are: the first is test/1, the same as train/1." in str(error.value)
 
 
 def test_the_same_question_with_another_answer_is_another_example():

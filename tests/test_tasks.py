@@ -105,7 +105,8 @@ def test_tfds_examples_are_the_hubs(tmp_path, monkeypatch):
         "TFDS_DATA_DIR", str(write_tfds(tmp_path, "array_record", {"train": ROWS, "test": test}))
     )
     task = load_task("gsm8k", "tfds")
-    assert (task.source, task.revision, task.is_benchmark) == ("tfds", "1.0.0", False)  # a part of it
+    title = f"{2 * len(ROWS)} problems in GSM8K's format (not GSM8K, which has 8,792)"
+    assert (task.title, task.source, task.revision, task.is_benchmark) == (title, "tfds", "1.0.0", False)
     assert {(e.prompt, e.answer) for e in task.examples("train")} == {
         (r["question"], r["answer"]) for r in ROWS
     }

@@ -67,5 +67,8 @@ def test_it_lists_its_recipes_and_runs_one(installed, tmp_path):
     changes = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     command = ["-m", "keras_mtp", "recipe", "gsm8k", "--run", "run", "--quiet", "--json", *changes]
     result = json.loads(_python(installed, tmp_path, *command))
-    assert result["steps"] == 1 and "GSM8K's format" in result["data"]
+    assert (
+        result["steps"] == 1
+        and result["data"] == "45 problems in GSM8K's format (not GSM8K, which has 8,792)"
+    )
     assert json.loads((tmp_path / "run/report.json").read_text()) == result

@@ -56,6 +56,7 @@ from keras_mtp import backend
 from keras_mtp.errors import UserError
 from keras_mtp.export import formats
 from keras_mtp.recipe import Recipe, load_recipe
+from tools.named_runs import own_name
 
 ALLOWED = {"saved_model": 1e-3, "peft": 1e-4, "transformers": 1e-4, "onnx": 1e-4}
 ROUNDING = 4e-6  # of the largest logit: some thirty units in float32's last place, one for every block
@@ -176,9 +177,7 @@ def held_by(recipe: Recipe, wanted: list[str]) -> list[str]:
 
 def exported(run: Path, form: str, exports: Path) -> Path:
     """The folder of an export, made by the command, which chooses its own backend."""
-    # Runs of the same name are not the same run.
-    digest = json.loads((run / "checkpoint" / "checkpoint.json").read_text(encoding="utf-8"))["sha256"]
-    folder = exports / f"{run.name}-{digest[:8]}-{form}"
+    folder = exports / f"{own_name(run)}-{form}"
     if not folder.exists():
         command = [sys.executable, "-m", "keras_mtp", "export", str(run), str(folder), "--format", form]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -45,6 +45,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from keras_mtp import backend
+from tools.named_runs import own_name, weights_of
 from tools.partings import TIE, Logits
 from tools.saved_models.answering import Job
 from tools.saved_models.comparing import HEADING, Row, compared
@@ -103,14 +104,13 @@ def measured(options: argparse.Namespace) -> Iterator[Row]:
     systems = {SAVED_MODEL: [together, alone], REFERENCE: [together, alone]}
     systems |= {name: [together] for name in options.backends}
     for run in options.runs:
-        digest = json.loads((run / "checkpoint" / "checkpoint.json").read_text())["sha256"]
-        name = f"{run.name}-{digest[:8]}"
+        name = own_name(run)
         jobs = {
             system: Job(
                 system=system,
                 run=str(run.resolve()),
                 export=str(exported(run, options.exports / name)),
-                about=digest,
+                about=weights_of(run),
                 questions=[example.prompt for example in examples],
                 batches=batches,
                 new_tokens=options.new_tokens,

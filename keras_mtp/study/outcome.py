@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_mtp.disk import finite
 from keras_mtp.recipe import Recipe
 from keras_mtp.study.arms import Arm
 from keras_mtp.study.results import Result
@@ -99,7 +100,7 @@ class Outcome:
 
     def to_json(self) -> dict[str, Any]:
         """The content of `study.json`."""
-        return {
+        content = {
             "data": self.first.data,
             "model": self.first.model,
             "backend": self.first.backend,
@@ -112,7 +113,7 @@ class Outcome:
                     "point": dict(arm.point),
                     "seeds": len(arm.results),
                     "steps": arm.steps,
-                    "losses": [_number(loss) for loss in arm.losses],
+                    "losses": arm.losses.tolist(),
                     "score": arm.score,
                 }
                 for name, arm in self.arms.items()
@@ -123,10 +124,10 @@ class Outcome:
                     "other": d.other,
                     "seeds": d.seeds,
                     "items": d.items,
-                    "difference": _number(d.value),
-                    "interval": [_number(d.low), _number(d.high)],
-                    "p": _number(d.p),
-                    "p_holm": _number(d.adjusted),
+                    "difference": d.value,
+                    "interval": [d.low, d.high],
+                    "p": d.p,
+                    "p_holm": d.adjusted,
                     "verdict": d.verdict,
                     "mcnemar": None
                     if d.mcnemar is None
@@ -135,6 +136,7 @@ class Outcome:
                 for d in self.differences
             ],
         }
+        return finite(content)
 
 
 def _is_edge(value: Any, tried: set[Any]) -> bool:
@@ -148,8 +150,3 @@ def _with_interval(d: Difference) -> str:
 def _listed(items: Any) -> str:
     *rest, last = items
     return f"{', '.join(rest)} and {last}" if rest else last
-
-
-def _number(value: float) -> float | None:
-    """JSON has no NaN."""
-    return float(value) if np.isfinite(value) else None

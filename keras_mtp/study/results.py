@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_mtp.disk import write_text
+from keras_mtp.disk import finite, write_text
 from keras_mtp.errors import UserError
 from keras_mtp.metrics import norm_column
 from keras_mtp.recipe import Recipe, flat, from_tables
@@ -131,8 +131,7 @@ def _gradients(log: Sequence[Mapping[str, str]]) -> dict[str, list[float]]:
 
 def write(result: Result, path: Path) -> None:
     """Writes the file, whole or not at all. Losses that are no number become null."""
-    content = json.loads(json.dumps(asdict(result)), parse_constant=lambda _: None)
-    write_text(path, json.dumps(content, allow_nan=False) + "\n")
+    write_text(path, json.dumps(finite(asdict(result)), allow_nan=False) + "\n")
 
 
 def read(path: Path, recipe: Recipe, backend: str) -> Result:
