@@ -9,9 +9,10 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import keras_mtp.data.encoding
+from keras_mtp.data.byte_level_bpe import byte_level_bpe
 from keras_mtp.data.encoding import encode_all, encode_example, encode_prompt
 from keras_mtp.data.example import Example, Message
-from keras_mtp.data.tokenizer import Tokenizer, byte_level_bpe
+from keras_mtp.data.tokenizer import Tokenizer
 from keras_mtp.errors import UserError
 from keras_mtp.models.backbone import DEFAULT_MODEL, locate
 from keras_mtp.models.gguf import GGUFFile

@@ -7,8 +7,9 @@ import pytest
 import tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from keras_mtp.data.byte_level_bpe import PRE_TOKENIZERS
 from keras_mtp.data.chat_template import compile_template
-from keras_mtp.data.tokenizer import PRE_TOKENIZERS, Tokenizer
+from keras_mtp.data.tokenizer import Tokenizer
 from keras_mtp.errors import UserError
 from keras_mtp.models.backbone import DEFAULT_MODEL, locate
 from keras_mtp.models.gguf import GGUFFile

@@ -9,8 +9,9 @@ from typing import Any
 import gguf
 import tokenizers
 
+from keras_mtp.data.byte_level_bpe import byte_level_bpe
 from keras_mtp.data.sentencepiece import sentencepiece_bpe
-from keras_mtp.data.tokenizer import END_TEXTS, Tokenizer, byte_level_bpe
+from keras_mtp.data.tokenizer import END_TEXTS, Tokenizer
 from keras_mtp.models.gguf import GGUFFile
 
 _SPECIAL_TYPES = {gguf.TokenType.CONTROL, gguf.TokenType.UNKNOWN}

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from keras_mtp.data.byte_level_bpe import byte_level_bpe
 from keras_mtp.data.sentencepiece import Kind, sentencepiece_bpe
-from keras_mtp.data.tokenizer import END_TEXTS, Tokenizer, byte_level_bpe
+from keras_mtp.data.tokenizer import END_TEXTS, Tokenizer
 from keras_mtp.errors import UserError
 from keras_mtp.models.json_file import LIMIT_BYTES, Settings, read_json, read_text
 from keras_mtp.untrusted import open_plain

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 from tokenizers.pre_tokenizers import ByteLevel
 
-from keras_mtp.data.tokenizer import Tokenizer, byte_level_bpe
+from keras_mtp.data.byte_level_bpe import byte_level_bpe
+from keras_mtp.data.tokenizer import Tokenizer
 from keras_mtp.errors import UserError
 from keras_mtp.models import filling
 from keras_mtp.models.licence import Licence
